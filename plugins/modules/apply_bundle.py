@@ -1,0 +1,189 @@
+#!/usr/bin/python
+"""The Ansible module apply_bundle; the work is done in module_utils: remote_train/bundle_apply."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: apply_bundle
+short_description: Unpack a verified bundle into a project
+author: remote-train contributors
+description:
+  - Checks a C(.tar.gz) by its digest, unpacks it into a staging folder of mode 0700 while hashing
+    every byte, and holds the files against the manifest in the bundle.
+  - Only when all of it is right, moves the files that differ into place, each by a rename, and
+    removes the files that the manifest applied before lists and this one doesn't.
+  - Refuses, and then changes nothing, names that lead out of O(root), links, devices, setuid bits,
+    files that are listed twice, not listed or missing, and symlinks on the way inside O(root).
+  - Deletes nothing that it did not make. A file that was changed since is kept, with a warning.
+  - The executable bit travels; owners, times and other modes don't.
+options:
+  src:
+    description:
+      - The bundle, on the host.
+    type: path
+    required: true
+  root:
+    description:
+      - The folder that the bundle's names start from. It is made when it is missing.
+    type: path
+    required: true
+  state_dir:
+    description:
+      - A folder on the same file system as O(root), for the staging folder and for the manifest of
+        what was applied last, C(SYNC_MANIFEST.sha256).
+      - It may lie in O(root); no bundle can write into it then.
+    type: path
+    required: true
+  sha256:
+    description:
+      - The digest that O(src) must have.
+      - By default the one in the file of the same name with C(.sha256) behind it. Without either,
+        nothing vouches for the bundle as a whole, which is warned of.
+    type: str
+attributes:
+  check_mode:
+    description: Can run in check mode; verifies all, says what would change, and writes nothing.
+    support: full
+  diff_mode:
+    description: Lists the files that are replaced, removed and added, each with its digest.
+    support: full
+  platform:
+    description: The systems that it runs on.
+    platforms: posix
+    support: full
+"""
+
+EXAMPLES = r"""
+---
+- name: Bring the project to what the bundle holds
+  apply_bundle:
+    src: /srv/tutor/outputs/training_sync/incoming/project.tar.gz
+    root: /srv/tutor
+    state_dir: /srv/tutor/outputs/training_sync
+    sha256: "{{ bundle_sha256 }}"
+"""
+
+RETURN = r"""
+---
+added:
+  description: The files that are new, sorted; names that can't be printed have escapes.
+  returned: success
+  type: list
+  elements: str
+replaced:
+  description: The files whose bytes or executable bit changed.
+  returned: success
+  type: list
+  elements: str
+removed:
+  description: The files that the bundle applied before had and this one doesn't.
+  returned: success
+  type: list
+  elements: str
+kept:
+  description: Such files that were changed on the host since, and are left there.
+  returned: success
+  type: list
+  elements: str
+unchanged:
+  description: The number of files that were as they should be.
+  returned: success
+  type: int
+  sample: 40
+bytes:
+  description: The sizes of the files written, added up.
+  returned: success
+  type: int
+  sample: 4096
+seconds:
+  description: How long it took.
+  returned: success
+  type: float
+  sample: 0.3
+algorithm:
+  description: How the manifest's digests were made.
+  returned: success
+  type: str
+  choices: [sha256, sha1]
+legacy:
+  description: Whether they are SHA-1, which no longer withstands an attacker.
+  returned: success
+  type: bool
+sha256:
+  description: The digest of the bundle.
+  returned: success
+  type: str
+problems:
+  description: The first 1,000 reasons to refuse, as those of M(verify_manifest).
+  returned: when the bundle or the target was refused
+  type: list
+  elements: dict
+problem_count:
+  description: The number of all problems.
+  returned: when the bundle or the target was refused
+  type: int
+"""
+
+import re
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.remote_train.bundle_apply import apply
+from ansible.module_utils.remote_train.errors import TrainError
+from ansible.module_utils.remote_train.file_names import shown
+from ansible.module_utils.remote_train.problems import RefusedError
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "src": {"type": "path", "required": True},
+            "root": {"type": "path", "required": True},
+            "state_dir": {"type": "path", "required": True},
+            "sha256": {"type": "str"},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    expected = params["sha256"]
+    if expected is not None and not re.fullmatch(r"[0-9A-Fa-f]{64}", expected):
+        module.fail_json(msg=f"sha256 is not a digest of 64 hex digits: {expected!r}.")
+    try:
+        done = apply(
+            params["src"], params["root"], params["state_dir"], expected, check=module.check_mode
+        )
+    except RefusedError as error:
+        module.fail_json(
+            msg=error.message,
+            hint=error.hint,
+            category=error.category,
+            problems=[problem._asdict() for problem in error.problems.items],
+            problem_count=error.problems.count,
+        )
+    except TrainError as error:
+        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+    for warning in done.warnings:
+        module.warn(warning)
+    result = {
+        "changed": done.changed,
+        "added": [shown(name) for name in done.added],
+        "replaced": [shown(name) for name in done.replaced],
+        "removed": [shown(name) for name in done.removed],
+        "kept": [shown(name) for name in done.kept],
+        "unchanged": done.unchanged,
+        "bytes": done.bytes,
+        "seconds": round(done.seconds, 3),
+        "algorithm": done.algorithm,
+        "legacy": done.legacy,
+        "sha256": done.sha256,
+    }
+    if module._diff:
+        result["diff"] = {
+            "before": "".join(f"{line}\n" for line in done.before),
+            "after": "".join(f"{line}\n" for line in done.after),
+        }
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
