@@ -1,0 +1,61 @@
+"""Says what went wrong: turns what was raised into a category, a sentence and a hint."""
+
+from __future__ import annotations
+
+import errno
+
+from training.errors import JobError
+
+
+class Stopped(BaseException):
+    """The job was told to end by a signal."""
+
+
+def explain(error: BaseException) -> JobError | None:
+    """The sentence for an error that comes from outside; None for a defect of ours."""
+    if isinstance(error, JobError):
+        return error
+    if isinstance(error, (Stopped, KeyboardInterrupt)):
+        return JobError("ops", "The training was stopped by a signal.", "Start the stage again.")
+    return _explain_system(error, str(error))
+
+
+def _explain_system(error: BaseException, text: str) -> JobError | None:
+    if _is_out_of_memory(error, text):
+        return JobError(
+            "oom",
+            "The memory did not suffice.",
+            "Lower max_length or per_device_train_batch_size (raise gradient_accumulation_steps by"
+            " as much), lower eval_batch_size if it happened while evaluating, set use_qlora, or"
+            " end what else holds memory on the GPU.",
+            text.splitlines()[0] if text else type(error).__name__,
+        )
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        where = getattr(error, "filename", None)
+        return JobError(
+            "infra",
+            f"The disk is full{f' at {where}' if where else ''}.",
+            "Free space on the GPU host: old runs, checkpoints, model caches.",
+        )
+    if isinstance(error, ImportError):
+        return JobError(
+            "ops",
+            f"The package {error.name or text} can't be imported.",
+            "Install training/requirements.txt on the GPU host.",
+            text,
+        )
+    if isinstance(error, PermissionError):
+        return JobError(
+            "infra", f"{error.filename} may not be written or read.", "Check its owner and mode."
+        )
+    return None
+
+
+def _is_out_of_memory(error: BaseException, text: str) -> bool:
+    # By its name: torch may be what could not be imported.
+    return (
+        type(error).__name__ == "OutOfMemoryError"
+        or isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in text)
+        or "CUDA out of memory" in text
+    )

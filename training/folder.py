@@ -1,0 +1,36 @@
+"""The adapter's folder: filled beside its place, and moved there when all of it is written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from training.job import Job
+
+
+def open_partial(job: Job) -> Path:
+    """A folder to write into; what an earlier, broken job left there is removed.
+
+    For an evaluation it starts as a copy of the adapter's folder.
+    """
+    shutil.rmtree(job.partial, ignore_errors=True)
+    if job.mode == "evaluate":
+        shutil.copytree(job.adapter, job.partial)
+    else:
+        job.partial.mkdir(parents=True)
+    return job.partial
+
+
+def swap_in(job: Job) -> list[str]:
+    """Put the written folder in the adapter's place.
+
+    :returns: the paths of its files, relative to the project's root, sorted.
+    """
+    old = job.adapter.with_name(job.adapter.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if job.adapter.exists():
+        job.adapter.rename(old)
+    job.partial.rename(job.adapter)
+    shutil.rmtree(old, ignore_errors=True)
+    files = [path for path in job.adapter.rglob("*") if path.is_file()]
+    return sorted(f"{job.adapter_dir}/{path.relative_to(job.adapter).as_posix()}" for path in files)

@@ -1,0 +1,33 @@
+"""Tells how far the job is: JSON lines on the descriptor in ``REMOTE_TRAIN_PROGRESS_FD``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import Any
+
+VARIABLE = "REMOTE_TRAIN_PROGRESS_FD"
+
+
+class Progress:
+    """Writes progress to a descriptor, if there is one; never stops the job."""
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        """:param descriptor: where to write; None for nowhere."""
+        self._descriptor = descriptor
+
+    @classmethod
+    def from_environment(cls) -> Progress:
+        """The progress that the environment asks for; a value that is no number means none."""
+        value = os.environ.get(VARIABLE, "")
+        return cls(int(value) if value.isdigit() else None)
+
+    def __call__(self, phase: str, **values: Any) -> None:
+        """Write one line. ``phase`` is load, train, evaluate or save."""
+        if self._descriptor is None:
+            return
+        line = json.dumps({"phase": phase, **values}) + "\n"
+        # Whoever reads may be gone or slow; a line lost is better than a training lost.
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, line.encode())
