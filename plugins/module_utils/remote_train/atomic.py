@@ -32,8 +32,11 @@ def write_bytes(path: str, content: bytes, mode: int = 0o644) -> None:
 
 
 def write_text(path: str, content: str, mode: int = 0o644) -> None:
-    """Replace ``path`` by ``content`` in UTF-8."""
-    write_bytes(path, content.encode("utf-8"), mode)
+    """Replace ``path`` by ``content`` in UTF-8.
+
+    A name that is no UTF-8 stands in it with escapes, which JSON reads back as it was.
+    """
+    write_bytes(path, content.encode("utf-8", "backslashreplace"), mode)
 
 
 def write_json(path: str, value: Any, mode: int = 0o644) -> None:

@@ -1,0 +1,94 @@
+"""Bring the training project and the engine to the host: packed, sent, verified, applied."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
+
+from controller import project
+from controller.action import Result, TrainAction
+from remote_train import bundle, plan, runs
+from remote_train.errors import TrainError
+
+INCOMING = f"{runs.SYNC}/incoming"
+"""Where a bundle waits on the host, under the project root and on its file system."""
+
+
+class ActionModule(TrainAction):
+    """``code_sync:`` with the plan; sends what the plan says differs."""
+
+    def act(self, task_vars: Result) -> Result:
+        """Send the project, then the engine, where they differ."""
+        self._vars = task_vars
+        self._root = self.argument("project_root")
+        made = self.argument("plan")
+        source, sync = made["source"], made["sync"]
+        result: Result = {"changed": bool(made["sends"]), "sent": {}}
+        if self._task.diff or self.check:
+            result["diff"] = [{"prepared": _shown(sync, made["engine_changed"])}]
+        if self.check or not made["sends"]:
+            return result
+        with tempfile.TemporaryDirectory(prefix="remote-train-") as folder:
+            if source and any(sync.values()):
+                files, _ = project.project_digests(
+                    source, self.argument("whitelist", ""), self.argument("exclude", [])
+                )
+                built = bundle.build(source, files, folder, "project")
+                result["sent"]["project"] = self._deliver(built, self._root, runs.SYNC)
+            if made["engine_changed"]:
+                laid = os.path.join(folder, "engine")
+                built = bundle.build(laid, project.lay_engine(laid), folder, "engine")
+                engine = os.path.join(self._root, plan.ENGINE)
+                result["sent"]["engine"] = self._deliver(built, engine, f"{plan.ENGINE}/.state")
+        return result
+
+    def _deliver(self, built: bundle.Bundle, root: str, state: str) -> Result:
+        """Send one bundle and apply it; it is removed from the host again."""
+        incoming = os.path.join(self._root, INCOMING)
+        there = os.path.join(incoming, os.path.basename(built.paths[0]))
+        self._shell(["mkdir", "-p", "-m", "0700", "--", incoming])
+        self._connection.put_file(built.paths[0], there)
+        try:
+            applied = self.call(
+                "apply_bundle",
+                {
+                    "src": there,
+                    "root": root,
+                    "state_dir": os.path.join(self._root, state),
+                    "sha256": built.sha256,
+                },
+                self._vars,
+            )
+        finally:
+            self._shell(["rm", "-f", "--", there])
+        keys = ("added", "replaced", "removed", "kept")
+        counts = ", ".join(f"{len(applied[key])} {key}" for key in keys if applied[key])
+        what = os.path.basename(built.paths[0]).partition(".")[0]
+        self.say(f"  {what}: {built.size:,} bytes sent, verified and applied ({counts or 'same'})")
+        return {key: applied[key] for key in (*keys, "unchanged", "bytes", "sha256")}
+
+    def _shell(self, words: list[str]) -> None:
+        """One program on the host; every word is quoted."""
+        answer: dict[str, Any] = self._low_level_execute_command(shlex.join(words), sudoable=False)
+        if answer["rc"] != 0:
+            said = str(answer["stderr"]).strip().splitlines()[-1:] or ["no word"]
+            raise TrainError(
+                f"{words[0]} failed on the host: {said[0]}",
+                f"Check that {self._root} can be written by this user.",
+                "infra",
+            )
+
+
+def _shown(sync: dict[str, list[str]], engine: bool) -> str:
+    """What would be sent, a line a path, as ``--diff`` shows it."""
+    signs = (("add", "+"), ("change", "~"), ("remove", "-"))
+    lines = [f"{sign} {name}" for key, sign in signs for name in sync[key]]
+    if engine:
+        lines.append(f"~ {plan.ENGINE}/ (this project's own code)")
+    return "".join(f"{line}\n" for line in lines)

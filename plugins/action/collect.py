@@ -1,0 +1,164 @@
+"""Bring a run home: gather on the host, fetch what is not here, verify every byte."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
+
+from ansible.errors import AnsibleConnectionFailure
+
+from controller.action import Result, TrainAction
+from remote_train import bundle, issues
+from remote_train.atomic import write_text
+from remote_train.errors import TrainError
+
+
+class ActionModule(TrainAction):
+    """``collect:`` gathers and fetches; with ``expected``, it verifies what is at home."""
+
+    def act(self, task_vars: Result) -> Result:
+        """Gather unless there is nothing new, then make home equal to the host."""
+        self._vars = task_vars
+        self._request = self.argument("request")
+        self._run = self.argument("run")
+        self._home = os.path.abspath(os.path.expanduser(self.argument("dest")))
+        if self.check:
+            self.say(f"  would bring adapters, logs and reports to {self._home}")
+            return {"changed": False}
+        expected = self.argument("expected")
+        if expected is not None:
+            return self._bring(expected)
+        controller = self.argument("controller")
+        try:
+            gathered = self.call(
+                "gather",
+                {"request": self._request, "run": self._run, "controller": controller},
+                task_vars,
+            )
+            brought = self._bring(gathered["files"])
+        except AnsibleConnectionFailure as error:
+            self._leave_record(controller)
+            raise TrainError(
+                "The host can't be reached, so nothing was collected.",
+                f"What was seen from here is in {self._record_folder()}; give the same command "
+                "again when the host is back, and it collects.",
+                "infra",
+            ) from error
+        self.say("")
+        for line in gathered["table"].splitlines():
+            self.say(line)
+        report = os.path.join(self._home, home_path(gathered["summary"]))
+        self.say(f"\nReport: {report}")
+        return {
+            **brought,
+            "changed": True,
+            "verdict": gathered["verdict"],
+            "against": gathered["against"],
+            "report": report,
+        }
+
+    def _bring(self, files: list[Result]) -> Result:
+        """Fetch what is not here as it should be, in one bundle; then verify all of it."""
+        wanted = {home_path(file["path"]): file["sha256"] for file in files}
+        there = {home_path(file["path"]): file["path"] for file in files}
+        missing = self._missing(wanted)
+        size = 0
+        if missing:
+            size = self._fetch([there[name] for name in missing], wanted)
+        wrong = self._missing(wanted)
+        if wrong:
+            raise TrainError(
+                f"{wrong[0]} in {self._home} is not what the host has.",
+                "Give the same command again.",
+                "integrity",
+            )
+        if wanted:
+            self.say(f"  {len(wanted)} files verified in {self._home} ({len(missing)} fetched)")
+        return {
+            "changed": bool(missing),
+            "verified": len(wanted),
+            "fetched": missing,
+            "bytes": size,
+        }
+
+    def _missing(self, wanted: dict[str, str]) -> list[str]:
+        found = bundle.compare(self._home, wanted)
+        return sorted(found["missing"] + found["different"])
+
+    def _fetch(self, paths: list[str], wanted: dict[str, str]) -> int:
+        """One bundle with ``paths``, fetched, verified and only then put into place."""
+        packed = self.call(
+            "gather",
+            {"request": self._request, "run": self._run, "pack": paths},
+            self._vars,
+        )
+        os.makedirs(self._home, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._home) as folder:
+            here = os.path.join(folder, "home.tar.gz")
+            self._connection.fetch_file(packed["bundle"], here)
+            unpacked = os.path.join(folder, "files")
+            bundle.apply(here, unpacked, os.path.join(folder, "state"), packed["sha256"])
+            right = bundle.compare(unpacked, {path: wanted[home_path(path)] for path in paths})
+            if right["missing"] or right["different"]:
+                raise TrainError(
+                    f"{(right['missing'] + right['different'])[0]} changed while it was fetched.",
+                    "Give the same command again.",
+                    "integrity",
+                )
+            for path in paths:
+                self._place(os.path.join(unpacked, path), home_path(path))
+        return int(packed["size"])
+
+    def _place(self, source: str, name: str) -> None:
+        """Put one verified file into place, by a rename on the same file system."""
+        target = os.path.join(self._home, name)
+        folder = os.path.dirname(target)
+        os.makedirs(folder, exist_ok=True)
+        if os.path.realpath(folder) != os.path.join(
+            os.path.realpath(self._home), os.path.dirname(name)
+        ).rstrip("/"):
+            raise TrainError(
+                f"A link on the way to {target} leads elsewhere.",
+                "Replace it by a real folder, or give another collect_dest.",
+                "integrity",
+            )
+        os.replace(source, target)
+
+    def _record_folder(self) -> str:
+        return os.path.join(self._home, "training_sync", self._run)
+
+    def _leave_record(self, controller: Result) -> None:
+        """The controller's own part of the record, where the host can't be asked for its."""
+        failure = controller["failure"] or {}
+        found = issues.merge(
+            controller["issues"],
+            [
+                issues.make(
+                    failure.get("phase", "collect"),
+                    failure.get("msg", "The host could not be reached."),
+                    category=failure.get("category", "infra"),
+                    stage=failure.get("stage"),
+                    action=failure.get("hint", ""),
+                )
+            ],
+        )
+        folder = self._record_folder()
+        text = "".join(f"{issues.line(issue)}\n" for issue in found)
+        write_text(os.path.join(folder, "issues.jsonl"), text)
+        write_text(os.path.join(folder, "ISSUES.md"), issues.render(found))
+
+
+def home_path(path: str) -> str:
+    """Where a file of the host lies at home: the same place, without the leading outputs/."""
+    parts = path.split("/")
+    if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
+        raise TrainError(
+            f"The host offers {path!r}, which is no path under the project root.",
+            "Don't trust this host.",
+            "integrity",
+        )
+    return "/".join(parts[1:]) if parts[0] == "outputs" else path

@@ -1,0 +1,73 @@
+"""Check every setting and turn them into the request that the other steps read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
+
+from ansible.utils.vars import load_extra_vars
+
+from controller.action import PROJECT, Result, TrainAction
+from remote_train import request
+from remote_train.errors import TrainError
+
+OPEN_NAMES = {"groups", "hostvars", "vars", "omit", "environment", "playbook_dir", "stage"}
+"""Names that Ansible or this project itself puts among the variables."""
+
+
+class ActionModule(TrainAction):
+    """``settings:`` without arguments; returns ``request``."""
+
+    _requires_connection = False
+
+    def act(self, task_vars: Result) -> Result:
+        """Read the variables in force, refuse what is no setting, build the request."""
+        specs = self._specs()
+        own = self._own_names(task_vars)
+        known = {name for spec in specs.values() for name in spec} | set(own)
+        request.check_names(load_extra_vars(self._loader), known, exact=True)
+        magic = OPEN_NAMES | {name for name in task_vars if name.startswith(_MAGIC)}
+        request.check_names(set(task_vars) - magic, known, exact=False)
+        spec = specs["settings"]
+        values = {name: self._value(name, task_vars) for name in spec}
+        built = request.build(
+            values,
+            {name: option.get("type", "str") for name, option in spec.items()},
+            run_tags=task_vars.get("ansible_run_tags", ["all"]),
+            skip_tags=task_vars.get("ansible_skip_tags", []),
+            terminal=bool(task_vars.get("controller_terminal")),
+        )
+        return {"changed": False, "request": built}
+
+    def _specs(self) -> dict[str, dict[str, Any]]:
+        """The options of every role here, by role."""
+        specs = {}
+        for path in sorted(Path(PROJECT, "roles").glob("*/meta/argument_specs.yml")):
+            loaded = self._loader.load_from_file(str(path))
+            specs[path.parts[-3]] = dict(loaded["argument_specs"]["main"]["options"])
+        return specs
+
+    def _own_names(self, task_vars: Result) -> list[str]:
+        value = self._value("own_variables", task_vars)
+        return [str(name) for name in value]
+
+    def _value(self, name: str, task_vars: Result) -> Any:
+        if name not in task_vars:
+            raise TrainError(
+                f"The setting {name} has no value.", "Run the role settings first.", "ops"
+            )
+        return self._templar.template(task_vars[name])
+
+
+_MAGIC = (
+    "inventory_",
+    "group_names",
+    "role_",
+    "play_",
+    "parent_role",
+    "dependent_role",
+    "discovered",
+)

@@ -1,0 +1,265 @@
+"""What a person sees of a run: a line a step, one sentence for a failure, the recap."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from typing import Any
+
+from ansible import constants
+from ansible.plugins.callback.default import CallbackModule as Default
+
+DOCUMENTATION = """
+name: remote_train
+type: stdout
+short_description: A line a step, and one sentence and one hint for a failure
+description:
+  - Without C(-v), steps that changed nothing and said nothing are not shown, and a failure is
+    one sentence and one hint. The recap is Ansible's own.
+  - With C(-v), everything is as in the callback C(default).
+extends_documentation_fragment:
+  - default_callback
+  - result_format_callback
+requirements:
+  - set as stdout in configuration
+"""
+
+_LIVE_ACTIONS = ("plan", "code_sync", "stage", "collect")
+"""The steps that show lines while they run: their titles come first."""
+
+_SHOWN_ACTIONS = (*_LIVE_ACTIONS, "gpu_probe", "provision", "verify_manifest", "apply_bundle")
+"""The steps that have titles; the others are housekeeping."""
+
+
+class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no types
+    """Ansible's default callback with less on the screen."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "stdout"
+    CALLBACK_NAME = "remote_train"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._title = ""
+        # Into a pipe, lines would otherwise arrive when the task ends: a log of a CI job must
+        # show them as they come.
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):
+            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+    @property
+    def _plain(self) -> bool:
+        """Whether everything is shown as Ansible shows it."""
+        return bool(self._display.verbosity)
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        """Plays are shown by the names of their steps."""
+        if self._plain:
+            super().v2_playbook_on_play_start(play)
+        else:
+            self._play = play
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """The banner of a step, at once: its live lines come below it."""
+        if self._plain:
+            super().v2_playbook_on_task_start(task, is_conditional)
+
+    def v2_runner_on_start(self, host: Any, task: Any) -> None:
+        """Say which step runs, unless it is housekeeping."""
+        if self._plain:
+            super().v2_runner_on_start(host, task)
+            return
+        if task.action in _LIVE_ACTIONS:
+            self._show_title(task)
+
+    def _show_title(self, task: Any) -> None:
+        title = task.get_name().rpartition(" : ")[2].strip()
+        if title != self._title and task.action in _SHOWN_ACTIONS:
+            self._title = title
+            self._display.display(f"- {title}", color=constants.COLOR_HIGHLIGHT)
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        """Warnings, and the lines that a step wants shown."""
+        if self._plain:
+            super().v2_runner_on_ok(result)
+            return
+        # A step that was skipped is known as such only now.
+        self._show_title(result.task)
+        self._handle_warnings_and_exception(result)
+        if result.task.action.rpartition(".")[2] == "debug":
+            message = result.result.get("msg", "")
+            for line in message if isinstance(message, list) else [message]:
+                self._display.display(str(line))
+
+    def v2_runner_on_skipped(self, result: Any) -> None:
+        """A step that isn't needed is not shown."""
+        if self._plain:
+            super().v2_runner_on_skipped(result)
+
+    def v2_runner_item_on_skipped(self, result: Any) -> None:
+        """Nor is one item of a loop."""
+        if self._plain:
+            super().v2_runner_item_on_skipped(result)
+
+    def v2_runner_item_on_ok(self, result: Any) -> None:
+        """Nor one that was included."""
+        if self._plain:
+            super().v2_runner_item_on_ok(result)
+
+    def v2_playbook_on_include(self, included_file: Any) -> None:
+        """Which file a step stands in is no news to its reader."""
+        if self._plain:
+            super().v2_playbook_on_include(included_file)
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """One sentence that names the thing, one hint."""
+        if self._plain:
+            super().v2_runner_on_failed(result, ignore_errors)
+            return
+        answer = dict(result.result)
+        # Ansible keeps a traceback of every failed module; it is shown with -v.
+        answer.pop("exception", None)
+        self._complain(result, _sentence(answer), str(answer.get("hint") or ""))
+        if ignore_errors:
+            self._display.display("  The run goes on (on_stage_failure is continue).")
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """The same for a host that can't be reached."""
+        if self._plain:
+            super().v2_runner_on_unreachable(result)
+            return
+        message = str(result.result.get("msg", ""))
+        sentence, hint = unreachable(message, result.host.get_name())
+        shown = fingerprints(message)
+        self._complain(result, sentence, f"It shows {shown}. {hint}" if shown else hint)
+
+    def _complain(self, result: Any, sentence: str, hint: str) -> None:
+        host = result.host.get_name()
+        prefix = "" if host == "localhost" else f"[{host}] "
+        self._display.display(f"\nFAILED: {prefix}{sentence}", color=constants.COLOR_ERROR)
+        if hint:
+            self._display.display(f"  Hint: {hint}", color=constants.COLOR_ERROR)
+
+    def v2_on_file_diff(self, result: Any) -> None:
+        """What would be sent, without a banner of Ansible's own."""
+        self._last_task_banner = result.task._uuid
+        super().v2_on_file_diff(result)
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """The recap, which Molecule's idempotence step and people read."""
+        super().v2_playbook_on_stats(stats)
+
+
+def _sentence(answer: dict[str, Any]) -> str:
+    """What failed, in one line."""
+    errors = answer.get("argument_errors")
+    if errors:
+        return _argument_error([str(error) for error in errors])
+    text = str(answer.get("msg") or "a step failed without a word; -v shows more").strip()
+    return text.removeprefix("Task failed: ").removeprefix("Action failed: ")
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "a mapping of names",
+}
+_ARGUMENT_ERRORS = (
+    (r"value of (\S+) must be one of: (.*), got: (.*)$", "{0} is {2!r}; it must be one of {1}."),
+    (r"argument '(\S+)' is of type .* unable to convert to (\w+)", "{0} must be {kind}."),
+    (
+        r"Elements value for option '(\S+)' is of type .* unable to convert to (\w+)",
+        "Each item of {0} must be {kind}.",
+    ),
+    (r"missing required arguments: (.*) found in (\S+)$", "An item of {1} lacks {0}."),
+    (
+        r"(\S+)\.(\S+)\. Supported parameters include: (.*)\.$",
+        "An item of {0} has no field {1}; the fields are {2}.",
+    ),
+)
+
+
+def _argument_error(errors: list[str]) -> str:
+    """Ansible's words for a wrong setting, with the setting's name first.
+
+    It says some things twice; the first time that a name is among them counts.
+    """
+    for text in errors:
+        for pattern, sentence in _ARGUMENT_ERRORS:
+            match = re.match(pattern, text)
+            if match:
+                found = match.groups()
+                return sentence.format(*found, kind=_KINDS.get(found[1], found[1]))
+    return errors[0]
+
+
+_UNREACHABLE = (
+    (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for .* has changed",
+        "the host's key is not the one that is pinned for it.",
+        "If the machine was rented anew and your provider shows the same fingerprint, remove the "
+        "old line from known_hosts and pin the new key; if not, somebody may be in between.",
+    ),
+    (
+        r"Host key verification failed|No \S+ host key is known",
+        "the host's key is not known yet, so it can't be told from somebody else's.",
+        "Only if your provider shows the same fingerprint, pin the key: what ssh-keyscan -p PORT "
+        "HOST prints goes into known_hosts (inventory/example/README.md has it step by step).",
+    ),
+    (
+        r"Permission denied",
+        "the host refuses the login.",
+        "Check the user and the key (ansible_user, ansible_ssh_private_key_file).",
+    ),
+    (
+        r"Could not resolve hostname (\S+):",
+        "there is no host of that name.",
+        "Check ansible_host in the inventory, or REMOTE_HOST.",
+    ),
+    (
+        r"Connection refused",
+        "nothing listens for SSH at that address and port.",
+        "Check ansible_host and ansible_port, and whether the machine is running.",
+    ),
+    (
+        r"timed out|No route to host|Network is unreachable",
+        "the host doesn't answer.",
+        "Check the address, your network, and whether the machine is running.",
+    ),
+)
+
+
+def unreachable(message: str, host: str) -> tuple[str, str]:
+    """A sentence and a hint for what ssh said."""
+    for pattern, sentence, hint in _UNREACHABLE:
+        if re.search(pattern, message):
+            return f"{host} can't be reached: {sentence}", hint
+    last = [line for line in message.strip().splitlines() if line.strip()][-1:] or ["no word"]
+    return f"{host} can't be reached: {last[0]}", "Try ssh by hand; -vvv shows what is tried."
+
+
+def fingerprints(message: str) -> str:
+    """The host keys that a host shows now, as ssh said them or the host itself says when asked.
+
+    ssh tells the fingerprint of a key that has changed, and none of one that it doesn't know.
+    Empty where nobody says.
+    """
+    changed = re.search(r"fingerprint for the (\S+) key sent by .* is\s+(SHA256:[\w+/=]+)", message)
+    if changed:
+        return f"{changed[1]} {changed[2]}"
+    unknown = re.search(r"host key is known for (?:\[([^\]]+)\]:(\d+)|([^\s\[-]\S*)) and", message)
+    if not unknown:
+        return ""
+    scan = ["ssh-keyscan", "-T", "5", "-p", unknown[2] or "22", unknown[1] or unknown[3]]
+    try:
+        keys = subprocess.run(scan, capture_output=True, timeout=20, check=True).stdout
+        read = ["ssh-keygen", "-l", "-f", "-"]
+        said = subprocess.run(read, input=keys, capture_output=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    lines = [line.split() for line in said.decode("utf-8", "replace").splitlines()]
+    return ", ".join(sorted(f"{words[-1].strip('()')} {words[1]}" for words in lines))

@@ -1,0 +1,346 @@
+"""Gather one run on the GPU host: its reports, logs, records and the digests of all of it.
+
+Design brief, sections 4 and 9. What stands in the run's folder afterwards is complete in
+itself: ``SHA256SUMS`` lists the folder, and ``outputs.sha256`` in it lists adapters, markers
+and finished logs by their paths under the project root.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from . import acceptance, bundle, issues, live, markers, runs, summary
+from .atomic import write_bytes, write_json, write_text
+from .hashing import file_digest
+from .manifest import write_manifest
+from .project_files import ProjectFile
+
+OUTGOING = f"{runs.SYNC}/outgoing"
+"""Where a bundle waits to be fetched, under the project root."""
+
+
+def gather(
+    request: Mapping[str, Any],
+    run: str,
+    controller: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Bring everything of ``run`` together in its folder.
+
+    :param controller: what the controller knows of the run: ``started``, ``plan`` (the planned
+        stages), ``findings`` (of the gate), ``gate_stops``, ``issues``, ``python`` (the
+        training's), ``gpus``, ``driver_version``, ``stopped`` (whether
+        the person said no after the sample), and ``failure`` (what stopped the run, or
+        null: ``phase``, ``msg``, ``hint``, ``category``, ``stage``, and ``recorded`` where the
+        host has written it down itself).
+    :returns: ``files`` to bring home (``path`` under the project root, ``sha256``, ``size``),
+        the ``table`` of stages, the ``verdict`` and what speaks ``against`` it.
+    """
+    root = request["project_root"]
+    where = runs.folder(root, run)
+    os.makedirs(where, exist_ok=True)
+    stages = [_stage_row(request, stage, run, controller) for stage in request["stages"]]
+    _precheck(root, run, controller)
+    found = _issues(where, stages, controller)
+    write_text(
+        os.path.join(where, "issues.jsonl"),
+        "".join(f"{issues.line(issue)}\n" for issue in found),
+    )
+    write_text(os.path.join(where, "ISSUES.md"), issues.render(found))
+    outputs = _outputs(request)
+    _copy_reports(root, where, request, stages)
+    against = _against(request, stages, controller)
+    verdict = "done" if not against else "failed"
+    if controller["stopped"]:
+        write_text(os.path.join(where, ".stage_manual_stop"), "")
+        verdict = "stopped as asked" if not against else verdict
+    write_json(
+        os.path.join(where, "run.json"),
+        {
+            "schema": 1,
+            "run": run,
+            "started": controller["started"],
+            "ended": issues.now(),
+            "verdict": verdict,
+            "plan": controller["plan"],
+            "stages": stages,
+        },
+    )
+    runs.mark(root, run, "collect", "done")
+    files = sorted(set(_names(where)) | {"TRAINING_SUMMARY.md", "outputs.sha256", "SHA256SUMS"})
+    write_text(
+        os.path.join(where, "TRAINING_SUMMARY.md"),
+        summary.render(
+            {
+                "run": run,
+                "verdict": verdict,
+                "host": socket.gethostname(),
+                "project_root": root,
+                "started": controller["started"],
+                "ended": issues.now(),
+                "stages": stages,
+                "environment": _environment(controller),
+                "precheck": _gate_words(controller),
+                "issues": found,
+                "files": files,
+            }
+        ),
+    )
+    write_bytes(os.path.join(where, "outputs.sha256"), write_manifest(outputs))
+    own = {
+        name: file_digest(os.path.join(where, name), "sha256")
+        for name in _names(where)
+        if name != "SHA256SUMS"
+    }
+    write_bytes(os.path.join(where, "SHA256SUMS"), write_manifest(own))
+    return {
+        "files": _to_bring(root, f"{runs.SYNC}/{run}", outputs, own),
+        "table": summary.table(stages),
+        "verdict": verdict,
+        "against": against,
+        "summary": f"{runs.SYNC}/{run}/TRAINING_SUMMARY.md",
+    }
+
+
+def _stage_row(
+    request: Mapping[str, Any],
+    stage: Mapping[str, Any],
+    run: str,
+    controller: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What is said of one stage: how this run left it, with the scores that now hold."""
+    root, name = request["project_root"], stage["name"]
+    record = runs.stage_record(root, run, name)
+    marker, _ = markers.read(root, name)
+    planned = next((p for p in controller["plan"] if p["name"] == name), None)
+    state = record.get("state") or runs.state_of(root, run, name)
+    reasons = list(record.get("reasons") or (planned or {}).get("reasons") or [])
+    if planned and planned["action"] == "skip" and state in (None, "skipped"):
+        state = "up to date"
+        runs.mark(root, run, name, "skipped")
+    elif planned and planned["action"] == "leave":
+        state = "left out"
+    state = state or "not reached"
+    if state in ("done", "up to date", "skipped") and marker:
+        metrics, seconds = marker["metrics"], marker.get("seconds")
+    else:
+        metrics, seconds = record.get("metrics") or {}, record.get("seconds")
+    verdict = ""
+    why: list[str] = []
+    if metrics and state != "failed":
+        verdict, why = acceptance.judge(
+            metrics.get("scores") or {}, stage["thresholds"], request["acceptance_gate"]
+        )
+    return {
+        "name": name,
+        "state": state,
+        "reasons": reasons,
+        "metrics": metrics,
+        "seconds": seconds,
+        "error": record.get("error"),
+        "acceptance": verdict,
+        "acceptance_reasons": why,
+    }
+
+
+def _precheck(root: str, run: str, controller: Mapping[str, Any]) -> None:
+    findings = controller["findings"]
+    stops = bool(controller["gate_stops"])
+    write_json(
+        os.path.join(runs.folder(root, run), "precheck.json"),
+        {"schema": 1, "stops": stops, "findings": findings, "gpus": controller["gpus"]},
+    )
+    if findings:
+        runs.mark(root, run, "precheck", "failed" if stops else "done")
+    else:
+        runs.mark(root, run, "precheck", "skipped")
+
+
+def _issues(
+    where: str, stages: list[dict[str, Any]], controller: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Every warning and error of both sides, each once."""
+    stops = bool(controller["gate_stops"])
+    gate = [
+        issues.make(
+            "precheck",
+            f"{finding['check']}: {finding['seen']}",
+            category="infra" if finding["scope"] != "data" else "data",
+            severity="error" if finding["result"] == "fail" and stops else "warning",
+            cause=f"expected: {finding['expected']}" if finding["expected"] else "",
+            action=finding["action"],
+        )
+        for finding in controller["findings"]
+        if finding["result"] in ("fail", "warn")
+    ]
+    planned = [
+        issues.make(
+            "plan",
+            warning,
+            category="integrity",
+            severity="warning",
+            stage=plan["name"],
+            action="The stage runs again and writes a new marker.",
+            status="handled",
+        )
+        for plan in controller["plan"]
+        for warning in plan["warnings"]
+    ]
+    judged = [
+        issues.make(
+            "collect",
+            f"The acceptance gate fails {stage['name']}: {reason}.",
+            category="training_logic",
+            severity="warning",
+            stage=stage["name"],
+            action="Read its predictions before using this adapter.",
+        )
+        for stage in stages
+        if stage["acceptance"] == "failed"
+        for reason in stage["acceptance_reasons"]
+    ]
+    failure = controller["failure"]
+    broken = (
+        [
+            issues.make(
+                failure["phase"],
+                failure["msg"],
+                category=failure["category"],
+                stage=failure.get("stage"),
+                action=failure["hint"],
+            )
+        ]
+        if failure and not failure.get("recorded")
+        else []
+    )
+    kept = issues.read(os.path.join(where, "issues.jsonl"))
+    known = {(issue["phase"], issue["symptom"]) for issue in kept}
+    fresh = [
+        issue
+        for issue in (*gate, *planned, *broken, *judged, *controller["issues"])
+        if (issue["phase"], issue["symptom"]) not in known
+    ]
+    return issues.merge(kept, fresh)
+
+
+def _outputs(request: Mapping[str, Any]) -> dict[str, str]:
+    """The digests of adapters, markers and finished logs, by path under the root."""
+    root = request["project_root"]
+    names: list[str] = []
+    for stage in request["stages"]:
+        adapter = os.path.join(root, stage["adapter_dir"])
+        names += [os.path.join(stage["adapter_dir"], name) for name in _names(adapter)]
+        if os.path.isfile(markers.marker_path(root, stage["name"])):
+            names.append(f"{markers.STAGES}/{stage['name']}.json")
+    running = (live.running(root) or {}).get("log")
+    logs = request["log_dir"]
+    names += [
+        f"{logs}/{name}"
+        for name in _names(os.path.join(root, logs))
+        if name.endswith(".log") and f"{logs}/{name}" != running
+    ]
+    return {name: file_digest(os.path.join(root, name), "sha256") for name in sorted(set(names))}
+
+
+def _names(folder: str) -> list[str]:
+    """The regular files below a folder, by their paths in it; no link is followed."""
+    return sorted(
+        os.path.relpath(os.path.join(where, file), folder)
+        for where, _folders, files in os.walk(folder)
+        for file in files
+        if not os.path.islink(os.path.join(where, file)) and not file.endswith(".tmp")
+    )
+
+
+def _copy_reports(
+    root: str, where: str, request: Mapping[str, Any], stages: list[dict[str, Any]]
+) -> None:
+    """Copies of each stage's reports and of this run's logs, so that the folder stands alone."""
+    run = os.path.basename(where)
+    for stage, row in zip(request["stages"], stages):
+        name = stage["name"]
+        log = runs.stage_record(root, run, name).get("log")
+        wanted = [log] if log else []
+        if row["state"] in ("done", "up to date", "skipped"):
+            wanted += [
+                f"{stage['adapter_dir']}/eval_report_{name}.{ending}" for ending in ("json", "md")
+            ]
+        for path in wanted:
+            source = os.path.join(root, path)
+            if os.path.isfile(source):
+                shutil.copyfile(source, os.path.join(where, os.path.basename(path)))
+
+
+def _against(
+    request: Mapping[str, Any], stages: list[dict[str, Any]], controller: Mapping[str, Any]
+) -> list[str]:
+    """Why the run as a whole is not done, a phrase each."""
+    failure = controller["failure"]
+    reasons = [str(failure["msg"]).rstrip(".")] if failure and not failure.get("stage") else []
+    reasons += [f"the stage {s['name']} failed" for s in stages if s["state"] == "failed"]
+    reasons += [
+        f"the stage {s['name']} was not reached"
+        for s in stages
+        if s["state"] == "not reached"
+        and s["name"] in request["selected"]
+        and not controller["stopped"]
+    ]
+    if request["acceptance_gate"] == "strict":
+        reasons += [
+            f"the acceptance gate fails {s['name']} ({'; '.join(s['acceptance_reasons'])})"
+            for s in stages
+            if s["acceptance"] == "failed"
+        ]
+    return reasons
+
+
+def _environment(controller: Mapping[str, Any]) -> dict[str, str]:
+    python = controller.get("python") or {}
+    found = {}
+    gpus = [str(gpu.get("name")) for gpu in controller["gpus"]]
+    found["GPU"] = ", ".join(gpus) or "none"
+    if controller.get("driver_version"):
+        found["Driver"] = str(controller["driver_version"])
+    if python:
+        found["Python"] = f"{python.get('python')} ({python.get('path')})"
+        found.update(python.get("packages") or {})
+    return found
+
+
+def _gate_words(controller: Mapping[str, Any]) -> str:
+    findings = controller["findings"]
+    if not findings:
+        return "It was not run."
+    bad = [f for f in findings if f["result"] in ("fail", "warn")]
+    if not bad:
+        return "Nothing to complain of; precheck.json has every check."
+    lines = [f"- {f['check']} ({f['result']}): {f['seen']}" for f in bad]
+    return "\n".join(lines)
+
+
+def _to_bring(
+    root: str, where: str, outputs: Mapping[str, str], own: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    files = {**outputs, **{f"{where}/{name}": digest for name, digest in own.items()}}
+    sums = f"{where}/SHA256SUMS"
+    files[sums] = file_digest(os.path.join(root, sums), "sha256")
+    return [
+        {"path": path, "sha256": digest, "size": os.path.getsize(os.path.join(root, path))}
+        for path, digest in sorted(files.items())
+    ]
+
+
+def pack(root: str, names: list[str]) -> dict[str, Any]:
+    """Pack the named files into one bundle, in the form in which projects are sent.
+
+    :returns: ``bundle`` (its path), ``sha256`` and ``size``.
+    """
+    files = [
+        ProjectFile(name, os.path.getsize(os.path.join(root, name)), executable=False)
+        for name in names
+    ]
+    built = bundle.build(root, files, os.path.join(root, OUTGOING), "home")
+    return {"bundle": built.paths[0], "sha256": built.sha256, "size": built.size}

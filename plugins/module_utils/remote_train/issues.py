@@ -1,0 +1,130 @@
+"""The record of what went wrong: ``issues.jsonl`` for programs, ``ISSUES.md`` for people.
+
+Design brief, section 9. Each side of a run writes its own; collect puts them together.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+CATEGORIES = (
+    "infra",
+    "data",
+    "oom",
+    "model_download",
+    "training_logic",
+    "integrity",
+    "ops",
+)
+SEVERITIES = ("error", "warning")
+FIELDS = (
+    "time",
+    "phase",
+    "stage",
+    "category",
+    "severity",
+    "symptom",
+    "cause",
+    "action",
+    "status",
+)
+
+
+def now() -> str:
+    """The time in UTC, to the second, in ISO 8601."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def make(
+    phase: str,
+    symptom: str,
+    *,
+    category: str,
+    severity: str = "error",
+    stage: str | None = None,
+    cause: str = "",
+    action: str = "",
+    status: str = "open",
+) -> dict[str, Any]:
+    """One issue.
+
+    :param phase: the step of the run: plan, precheck, sync, provision, train, collect.
+    :param symptom: one sentence that says what was seen.
+    """
+    if category not in CATEGORIES or severity not in SEVERITIES:
+        raise ValueError(f"no such category or severity: {category}, {severity}")
+    return {
+        "time": now(),
+        "phase": phase,
+        "stage": stage,
+        "category": category,
+        "severity": severity,
+        "symptom": symptom,
+        "cause": cause,
+        "action": action,
+        "status": status,
+    }
+
+
+def line(issue: Mapping[str, Any]) -> str:
+    """One issue as a line of JSON."""
+    return json.dumps(dict(issue), ensure_ascii=False)
+
+
+def append(path: str, issue: Mapping[str, Any]) -> None:
+    """Add one issue to a file of lines."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(line(issue) + "\n")
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    """The issues in a file; a line that isn't one (cut off by a crash) is passed over."""
+    found = []
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            lines = stream.read().splitlines()
+    except FileNotFoundError:
+        return []
+    for text in lines:
+        try:
+            issue = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(issue, dict) and all(field in issue for field in FIELDS):
+            found.append(issue)
+    return found
+
+
+def merge(*sources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """All issues in the order of their times, each once."""
+    unique = {
+        json.dumps(dict(issue), sort_keys=True, ensure_ascii=False): dict(issue)
+        for source in sources
+        for issue in source
+    }
+    return sorted(unique.values(), key=lambda issue: str(issue["time"]))
+
+
+def render(issues: list[dict[str, Any]]) -> str:
+    """``ISSUES.md``: a section each."""
+    if not issues:
+        return "# Issues\n\nNone: no step of this run warned or failed.\n"
+    parts = ["# Issues\n"]
+    for number, issue in enumerate(issues, 1):
+        where = issue["phase"] + (f", stage {issue['stage']}" if issue["stage"] else "")
+        parts.append(f"## {number}. {issue['symptom']}\n")
+        rows = [
+            ("Time", issue["time"]),
+            ("Where", where),
+            ("Category", f"{issue['category']} ({issue['severity']})"),
+            ("Cause", issue["cause"]),
+            ("What to do", issue["action"]),
+            ("Status", issue["status"]),
+        ]
+        parts.append("\n".join(f"- {name}: {value}" for name, value in rows if value) + "\n")
+    return "\n".join(parts)

@@ -1,0 +1,225 @@
+"""Start a stage on the GPU host: take its fingerprint, write its job, let go of it.
+
+Idempotent by a token that the controller draws: ssh may send a command twice, and a start that
+finds its own token running attaches instead of starting a second training.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from . import fingerprint, live, markers, plan, pythons, runs
+from .atomic import write_json
+from .errors import TrainError
+
+NAMES_FOR_COMMAND = (
+    "model_name_or_path",
+    "use_modelscope",
+    "max_length",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "learning_rate",
+    "target_modules",
+    "use_qlora",
+    "seed",
+)
+"""The settings that a stage's own command finds in its environment, in capital letters."""
+
+ENDED = ("done", "failed")
+"""The states of a stage that nothing is done for any more."""
+
+GONE_WITHIN = 5.0
+"""Seconds in which a supervisor must have let go of the lock after its last status."""
+
+STARTED_WITHIN = 30.0
+"""Seconds in which a supervisor must have written its first status."""
+
+
+def start(
+    request: Mapping[str, Any],
+    stage: Mapping[str, Any],
+    run: str,
+    token: str,
+    python: str,
+    environment: Mapping[str, str],
+    requirements: dict[str, str],
+) -> dict[str, Any]:
+    """Start ``stage``, or find that it is running already, or that it is up to date.
+
+    :param python: the training's Python, as provision found it.
+    :param environment: what the training gets beside its own environment; never written down.
+    :returns: ``started``, ``attached`` or ``skipped`` as ``outcome``, the ``verdict`` of the
+        marker and, unless skipped, the ``status``.
+    """
+    root = request["project_root"]
+    status = live.read_json(live.path(root, "status.json"))
+    if status.get("token") == token and status.get("state") in ENDED:
+        return {"outcome": "attached", "verdict": {}, "status": status}
+    running = _running(root)
+    if running:
+        outcome = "attached" if running.get("token") == token else "busy"
+        return {"outcome": outcome, "verdict": {}, "status": running}
+    job, verdict = _job(request, stage, run, token, python, requirements)
+    if verdict["action"] == "skip":
+        runs.mark(root, run, stage["name"], "skipped")
+        return {"outcome": "skipped", "verdict": verdict, "status": {}}
+    write_json(live.path(root, "training.json"), job["training"])
+    write_json(live.path(root, "job.json"), job)
+    write_json(live.path(root, "status.json"), {})
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", "remote_train.supervisor", root],
+        cwd=job["engine"],
+        env={**os.environ, **environment, **_names_for_command(job)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=_supervisor_log(root),
+        start_new_session=True,
+    )
+    return {
+        "outcome": "started",
+        "verdict": verdict,
+        "status": _wait_for_status(root, token, supervisor),
+    }
+
+
+def _running(root: str) -> dict[str, Any] | None:
+    """The stage that runs in ``root``; one that has said its last word is given time to go."""
+    deadline = time.monotonic() + GONE_WITHIN
+    while (running := live.running(root)) and running.get("state") in ENDED:
+        if time.monotonic() > deadline:
+            raise TrainError(
+                f"The stage {running.get('stage')} has ended, and something that it started is "
+                "still running on the host.",
+                f"End it there: it holds {live.path(root, 'lock')}.",
+            )
+        time.sleep(0.02)
+    return running
+
+
+def _names_for_command(job: Mapping[str, Any]) -> dict[str, str]:
+    """The settings under the names that users' own scripts know; none for our own training."""
+    if not job["command"]:
+        return {}
+    settings = {name.upper(): job["training"]["settings"][name] for name in NAMES_FOR_COMMAND}
+    names = {"STAGE": job["stage"], "PROJECT_ROOT": job["training"]["project_root"], **settings}
+    return {name: _as_text(value) for name, value in names.items()}
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def _supervisor_log(root: str) -> int:
+    """Where a defect of the supervisor's own leaves its traceback."""
+    return os.open(live.path(root, "supervisor.log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+
+
+def _wait_for_status(root: str, token: str, supervisor: subprocess.Popen[bytes]) -> dict[str, Any]:
+    deadline = time.monotonic() + STARTED_WITHIN
+    ended = False  # a stage that fails at once has ended, and has written its status before
+    while time.monotonic() < deadline:
+        status = live.read_json(live.path(root, "status.json"))
+        if status.get("token") == token:
+            return status
+        if ended:
+            break
+        ended = supervisor.poll() not in (None, 0)
+        time.sleep(0.02)
+    with open(live.path(root, "supervisor.log"), "rb") as stream:
+        said = stream.read().decode("utf-8", "replace").strip().splitlines()
+    raise TrainError(
+        f"The stage's supervisor did not start on the host: {said[-1] if said else 'no word'}.",
+        f"Its log is {live.path(root, 'supervisor.log')}.",
+        "infra",
+    )
+
+
+def _model(root: str, stage: Mapping[str, Any]) -> str:
+    """A model folder by its absolute path, a name on a hub as it is."""
+    name = str(stage["model"]["model_name_or_path"])
+    folder = os.path.join(root, name)
+    return folder if os.path.isdir(folder) else name
+
+
+def _job(
+    request: Mapping[str, Any],
+    stage: Mapping[str, Any],
+    run: str,
+    token: str,
+    python: str,
+    requirements: dict[str, str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The stage's job file, with the fingerprint as of now, and what the marker makes of it."""
+    root, name = request["project_root"], stage["name"]
+    engine = os.path.join(root, plan.ENGINE)
+    found = pythons.probe(python, requirements)
+    packages = pythons.recorded(found["packages"])
+    code = fingerprint.code_digests(os.path.join(engine, "training"))
+    base = fingerprint.base_model(stage["model"], root)
+    inputs, evaluation = fingerprint.stage_inputs(stage, root, code, packages, base)
+    for path, digest in {**inputs["data"], **evaluation["data"]}.items():
+        if digest is None:
+            raise TrainError(
+                f"The stage {name} needs {path}, and it is not in {root}.",
+                "Sync it, or put it there.",
+                "data",
+            )
+    verdict = markers.judge(
+        root, name, inputs, evaluation, request["fingerprint_ignore"], request["force"]
+    )
+    mode = verdict["action"] if verdict["action"] != "skip" else "train"
+    result = live.path(root, "result.json")
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    training = {
+        "schema": 1,
+        "stage": name,
+        "run": run,
+        "project_root": root,
+        "mode": mode,
+        "train": list(stage["train"]),
+        "evaluate": list(stage["evaluate"]),
+        "adapter_dir": stage["adapter_dir"],
+        "result": result,
+        "settings": {
+            **stage["settings"],
+            **stage["model"],
+            "model_name_or_path": _model(root, stage),
+        },
+        "evaluation": {**stage["evaluation"], **stage["evaluation_speed"]},
+        "provenance": {
+            "fingerprint": fingerprint.digest(inputs),
+            "base_model": base,
+            "data": inputs["data"],
+            "packages": packages,
+        },
+    }
+    own = list(stage["command"])
+    job = {
+        "schema": 1,
+        "stage": name,
+        "run": run,
+        "token": token,
+        "mode": mode,
+        "reasons": verdict["reasons"],
+        "engine": engine,
+        "argv": own or [python, "-m", "training", live.path(root, "training.json")],
+        "cwd": root if own else engine,
+        "command": own,
+        "adapter_dir": stage["adapter_dir"],
+        "log": f"{request['log_dir']}/train_{name}_{stamp}.log",
+        "result": result,
+        "inputs": inputs,
+        "evaluation_inputs": evaluation,
+        "fingerprint": fingerprint.digest(inputs),
+        "evaluation_fingerprint": fingerprint.digest(evaluation),
+        "training": training,
+    }
+    return job, verdict

@@ -1,0 +1,107 @@
+"""The training that is running in a project, if one is: its lock and its status.
+
+The lock is a file that the supervisor holds with flock as long as it lives, so the kernel lets
+go of it with the process, whatever ended that; what stands in the file says who holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from typing import Any
+
+from .atomic import write_json
+
+FOLDER = "outputs/training_sync/live"
+"""Where lock, job, status and result of the running stage lie, under the project root."""
+
+
+TAKEN_WITHIN = 0.5
+"""Seconds for which a lock is tried: who looks whether it is held has it for an instant."""
+
+
+def path(root: str, name: str) -> str:
+    """One of the live folder's files: ``lock``, ``job.json``, ``status.json``, ``result.json``."""
+    return os.path.join(root, FOLDER, name)
+
+
+def boot_id() -> str:
+    """The kernel's identifier of this boot (Linux, proc(5))."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+        return stream.read().strip()
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks after boot (field 22 of proc_pid_stat(5))."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return int(stream.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """Who a process is, beyond its number, which the kernel uses again."""
+    return {
+        "host": socket.gethostname(),
+        "boot_id": boot_id(),
+        "pid": pid,
+        "start_time": start_time(pid),
+    }
+
+
+def take(root: str, holder: dict[str, Any]) -> int | None:
+    """Take the lock and say who holds it; None where another process has it.
+
+    :returns: the descriptor that holds the lock until it is closed.
+    """
+    os.makedirs(os.path.join(root, FOLDER), exist_ok=True)
+    descriptor = os.open(path(root, "lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    patience = time.monotonic() + TAKEN_WITHIN
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > patience:
+                os.close(descriptor)
+                return None
+            time.sleep(0.01)
+    write_json(path(root, "holder.json"), holder)
+    return descriptor
+
+
+def is_held(root: str) -> bool:
+    """Whether a living process holds the lock; nothing is created to find out."""
+    try:
+        descriptor = os.open(path(root, "lock"), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Shared, so that two who look don't take each other for the holder.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def read_json(file: str) -> dict[str, Any]:
+    """The JSON object in ``file``; empty where there is none that can be read."""
+    try:
+        with open(file, "rb") as stream:
+            value = json.loads(stream.read().decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def running(root: str) -> dict[str, Any] | None:
+    """Status and holder of the training that runs in ``root`` now, or None."""
+    if not is_held(root):
+        return None
+    return {**read_json(path(root, "holder.json")), **read_json(path(root, "status.json"))}

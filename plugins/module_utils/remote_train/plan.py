@@ -1,0 +1,143 @@
+"""The plan: what a run would do on this host, and why, before anything is changed.
+
+Design brief, sections 7 and 9. It uses the digests that sync would bring; what can't be known
+yet counts as "runs", and the fingerprint that is taken at a stage's start decides.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from . import bundle, fingerprint, live, markers, pythons, runs
+from .errors import TrainError
+from .hashing import file_digest
+from .manifest import MODERN, read_manifest
+
+ENGINE = "outputs/training_sync/engine"
+"""Where this project's own code lies on the host, under the project root."""
+
+
+def plan_stages(
+    request: Mapping[str, Any],
+    code: tuple[str, str],
+    packages: Mapping[str, str] | None,
+    coming: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Each stage of the request with what it needs: train, evaluate, skip, or left out.
+
+    :returns: ``name``, ``action``, ``reasons`` and ``warnings`` for each stage.
+    """
+    root = request["project_root"]
+    bases: dict[str, str] = {}
+    planned = []
+    for stage in request["stages"]:
+        name = stage["name"]
+        if name not in request["selected"]:
+            why = "skip_sample is set" if name in request["left_out"] else "not among the tags"
+            planned.append({"name": name, "action": "leave", "reasons": [why], "warnings": []})
+            continue
+        key = str(sorted(stage["model"].items()))
+        if key not in bases:
+            bases[key] = fingerprint.base_model(stage["model"], root)
+        inputs, evaluation = fingerprint.stage_inputs(
+            stage, root, code, packages, bases[key], coming
+        )
+        verdict = markers.judge(
+            root, name, inputs, evaluation, request["fingerprint_ignore"], request["force"]
+        )
+        planned.append({"name": name, **verdict})
+    return planned
+
+
+def at_home(root: str) -> list[dict[str, Any]]:
+    """What the last collect gathered, so that the controller can verify what it has at home.
+
+    :returns: ``path`` under the project root and ``sha256`` of each file; empty where nothing
+        has been collected yet.
+    """
+    run = runs.latest(root)
+    if run is None:
+        return []
+    where = f"{runs.SYNC}/{run}"
+    files = []
+    for listing, base in (("outputs.sha256", ""), ("SHA256SUMS", where)):
+        try:
+            with open(os.path.join(root, where, listing), encoding="utf-8") as stream:
+                lines = stream.read().splitlines()
+        except FileNotFoundError:
+            return []
+        for line in lines:
+            digest, _, name = line.partition("  ")
+            files.append({"path": os.path.join(base, name), "sha256": digest})
+    files.append(
+        {
+            "path": f"{where}/SHA256SUMS",
+            "sha256": file_digest(os.path.join(root, where, "SHA256SUMS"), "sha256"),
+        }
+    )
+    return files
+
+
+def uncollected(root: str) -> str | None:
+    """The last run, where it was never collected: its controller went away in the middle."""
+    run = runs.latest(root)
+    if run is None or os.path.isfile(os.path.join(root, runs.SYNC, run, "SHA256SUMS")):
+        return None
+    return run
+
+
+def make(
+    request: Mapping[str, Any],
+    code: tuple[str, str],
+    requirements: dict[str, str],
+    python: str = "",
+    coming: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The whole plan, less what sync would send (its caller compares the files).
+
+    :param code: the digests of the training's code, as the controller has it.
+    :param requirements: what the training's Python must have.
+    :param python: the Python that the user named, if one.
+    """
+    root = request["project_root"]
+    search = pythons.find(root, requirements, python)
+    found = search["found"]
+    packages = pythons.recorded(found["packages"]) if found else None
+    stages = plan_stages(request, code, packages, coming)
+    return {
+        "stages": stages,
+        "work": [s["name"] for s in stages if s["action"] in ("train", "evaluate")],
+        "live": live.running(root),
+        "python": found,
+        "pythons_tried": search["tried"],
+        "home": at_home(root),
+        "uncollected": uncollected(root),
+    }
+
+
+def compare(root: str, coming: Mapping[str, str] | None) -> dict[str, list[str]] | None:
+    """What sync would do: the paths that it would add, change and remove.
+
+    :param coming: SHA-256 in hex of each file that belongs to the project, or None where
+        nothing is synced.
+    """
+    if coming is None:
+        return None
+    found = bundle.compare(root, coming)
+    applied = os.path.join(root, runs.SYNC, MODERN)
+    before = dict(read_manifest(applied).items()) if os.path.isfile(applied) else {}
+    removed = [
+        name for name in before if name not in coming and os.path.isfile(os.path.join(root, name))
+    ]
+    return {"add": found["missing"], "change": found["different"], "remove": sorted(removed)}
+
+
+def engine_differs(root: str, engine: Mapping[str, str]) -> bool:
+    """Whether this project's own code on the host is not what the controller has."""
+    try:
+        found = bundle.compare(os.path.join(root, ENGINE), engine)
+    except TrainError:
+        return True
+    return bool(found["missing"] or found["different"])

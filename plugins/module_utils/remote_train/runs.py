@@ -1,0 +1,71 @@
+"""The folder of one run: its name, its state files, its records of stages.
+
+Design brief, section 4: ``outputs/training_sync/run_<UTC timestamp>/`` with one
+``.stage_<name>_{done,failed,skipped}`` for precheck, each stage and collect.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from typing import Any
+
+from .atomic import write_json, write_text
+from .errors import TrainError
+from .live import read_json
+
+SYNC = "outputs/training_sync"
+STATES = ("done", "failed", "skipped")
+_NAME = re.compile(r"run_\d{8}T\d{6}Z(_\d+)?")
+
+
+def new_name(at: datetime.datetime | None = None) -> str:
+    """The name of a run that starts now."""
+    at = at or datetime.datetime.now(datetime.timezone.utc)
+    return at.strftime("run_%Y%m%dT%H%M%SZ")
+
+
+def folder(root: str, run: str) -> str:
+    """Where a run lies under the project's ``root``."""
+    if not _NAME.fullmatch(run):
+        raise TrainError(f"{run!r} is not the name of a run.", "A run is named run_<timestamp>.")
+    return os.path.join(root, SYNC, run)
+
+
+def latest(root: str) -> str | None:
+    """The newest run in a project, or None."""
+    try:
+        names = os.listdir(os.path.join(root, SYNC))
+    except FileNotFoundError:
+        return None
+    runs = sorted(name for name in names if _NAME.fullmatch(name))
+    return runs[-1] if runs else None
+
+
+def mark(root: str, run: str, name: str, state: str) -> None:
+    """Say in the run's folder how a step or stage ended, in place of what was said before."""
+    if state not in STATES:
+        raise ValueError(state)
+    where = folder(root, run)
+    write_text(os.path.join(where, f".stage_{name}_{state}"), "")
+    for other in STATES:
+        if other != state and os.path.exists(os.path.join(where, f".stage_{name}_{other}")):
+            os.unlink(os.path.join(where, f".stage_{name}_{other}"))
+
+
+def state_of(root: str, run: str, name: str) -> str | None:
+    """How a step or stage of a run ended; None where it didn't take part."""
+    where = folder(root, run)
+    found = [s for s in STATES if os.path.exists(os.path.join(where, f".stage_{name}_{s}"))]
+    return found[0] if found else None
+
+
+def record_stage(root: str, run: str, stage: str, record: dict[str, Any]) -> None:
+    """Keep what a stage did in this run; the marker holds the last good one of any run."""
+    write_json(os.path.join(folder(root, run), f"stage_{stage}.json"), record)
+
+
+def stage_record(root: str, run: str, stage: str) -> dict[str, Any]:
+    """What :func:`record_stage` kept; empty where the stage didn't run."""
+    return read_json(os.path.join(folder(root, run), f"stage_{stage}.json"))

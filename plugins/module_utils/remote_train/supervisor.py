@@ -1,0 +1,320 @@
+"""The process that owns a running stage on the GPU host: its lock, its status and its log.
+
+It is started detached (its own session, no terminal) and needs nobody: when the connection is
+cut, it goes on, and what it writes is what counts. It runs one stage from its job file:
+
+1. takes the lock of the project, so that no second training can start;
+2. starts the training as a child whose output goes straight to the log;
+3. keeps ``status.json`` up to date with a heartbeat and the progress that the child reports;
+4. when the child ends, hashes what came out and writes the marker.
+
+Run as ``python -m remote_train.supervisor PROJECT_ROOT`` from the engine folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from . import issues, live, markers, runs
+from .atomic import write_json
+from .errors import TrainError
+
+HEARTBEAT = 2.0
+"""Seconds between two writes of the status, when there is no news."""
+
+TAIL_LINES = 50
+"""How many of the log's last lines are kept with an issue whose cause isn't known."""
+
+
+class Stage:
+    """One stage under supervision."""
+
+    def __init__(self, root: str, job: dict[str, Any], lock: int) -> None:
+        self.root = root
+        self.job = job
+        self.lock = lock
+        self.started = time.time()
+        self.stop_signal = 0
+        self.status: dict[str, Any] = {
+            "schema": 1,
+            "stage": job["stage"],
+            "run": job["run"],
+            "token": job["token"],
+            "mode": job["mode"],
+            "state": "running",
+            "log": job["log"],
+            "started": issues.now(),
+            "started_at": self.started,
+            "progress": {},
+            **live.identity(os.getpid()),
+        }
+
+    def write_status(self, **news: Any) -> None:
+        """Publish the status, with the time as its heartbeat."""
+        self.status.update(news, heartbeat=time.time())
+        write_json(live.path(self.root, "status.json"), self.status)
+
+    def run(self) -> int:
+        """Start the training, follow it to its end, and judge it.
+
+        :returns: the exit status of this process: 0 for a stage that is done.
+        """
+        log_path = os.path.join(self.root, self.job["log"])
+        os.makedirs(os.path.dirname(log_path), exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.job["result"])
+        self.write_status()
+        try:
+            with open(log_path, "ab", buffering=0) as log:
+                returncode = self._child(log)
+            failure = self._failure(returncode)
+            if failure is None:
+                self._write_marker()
+        except TrainError as error:
+            failure = _problem(error.category, error.message, "", error.hint)
+        except OSError as error:
+            failure = _problem("infra", f"What came out can't be kept: {error}", str(error), "")
+        return self._finish(failure)
+
+    def _child(self, log: Any) -> int:
+        """Run the training and relay its progress into the status; its return code."""
+        reader, writer = os.pipe()
+        environment = {**os.environ, "REMOTE_TRAIN_PROGRESS_FD": str(writer)}
+        try:
+            child = subprocess.Popen(
+                self.job["argv"],
+                cwd=self.job["cwd"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # The child holds the lock as well: should this process be killed, nothing
+                # starts a second training beside one that lives on.
+                pass_fds=(writer, self.lock),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise TrainError(
+                f"{self.job['argv'][0]} can't be started: {error.strerror}.",
+                "Check the stage's command, or the Python that trains.",
+            ) from error
+        os.close(writer)
+
+        def forward(number: int, _frame: Any) -> None:
+            self.stop_signal = number
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, number)
+
+        signal.signal(signal.SIGTERM, forward)
+        self.write_status(child=live.identity(child.pid))
+        rest = b""
+        while True:
+            ready, _, _ = select.select([reader], [], [], HEARTBEAT)
+            if ready:
+                chunk = os.read(reader, 65536)
+                if not chunk:
+                    break
+                *lines, rest = (rest + chunk).split(b"\n")
+                self._take_progress(lines)
+            if child.poll() is not None and not ready:
+                break
+            self.write_status()
+        os.close(reader)
+        while child.poll() is None:
+            # A command of the user's own may close the pipe, or never know of it.
+            self.write_status()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(HEARTBEAT)
+        return child.returncode
+
+    def _take_progress(self, lines: list[bytes]) -> None:
+        """The last progress line that is one."""
+        for line in reversed(lines):
+            try:
+                progress = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(progress, dict):
+                self.status["progress"] = progress
+                return
+
+    def _failure(self, returncode: int) -> dict[str, Any] | None:
+        """What went wrong, or None. Success is what the result says, not how the child ended."""
+        result = live.read_json(self.job["result"])
+        if result.get("status") == "failed":
+            error = result.get("error") or {}
+            return _problem(
+                error.get("category", "ops"),
+                error.get("symptom", "The training failed."),
+                error.get("cause", ""),
+                error.get("action", ""),
+            )
+        if self.stop_signal:
+            name = signal.Signals(self.stop_signal).name
+            return _problem("ops", f"The stage was stopped by {name}.", "It was asked to end.", "")
+        if returncode < 0:
+            name = signal.Signals(-returncode).name
+            return _problem(
+                "infra",
+                f"The training was killed by {name}.",
+                "SIGKILL without a word is most often the system running out of memory.",
+                "Look at the kernel's log, and start the same command again.",
+            )
+        own = bool(self.job["command"])
+        if returncode or (not own and result.get("status") != "done"):
+            return _problem(
+                "training_logic",
+                f"The training ended with status {returncode}, and not well.",
+                "\n".join(self._log_tail()),
+                "Read the log's last lines above.",
+            )
+        changed = [
+            name
+            for name, digest in (result.get("data") or {}).items()
+            if self._expected_data().get(name) != digest
+        ]
+        if changed:
+            return _problem(
+                "data",
+                f"{', '.join(changed)} changed while the stage was starting.",
+                "The bytes that were trained on are not those of the fingerprint.",
+                "Start the same command again.",
+            )
+        return None
+
+    def _expected_data(self) -> dict[str, str]:
+        return {**self.job["inputs"]["data"], **self.job["evaluation_inputs"]["data"]}
+
+    def _log_tail(self) -> list[str]:
+        with open(os.path.join(self.root, self.job["log"]), "rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - 65536))
+            text = stream.read().decode("utf-8", "replace")
+        return text.splitlines()[-TAIL_LINES:]
+
+    def _outputs(self, result: dict[str, Any]) -> list[str]:
+        """What came out, by path under the root: as the training says, else what is there."""
+        if result.get("outputs"):
+            return [str(name) for name in result["outputs"]]
+        folder = os.path.join(self.root, self.job["adapter_dir"])
+        found = [
+            os.path.relpath(os.path.join(where, file), self.root)
+            for where, _folders, files in os.walk(folder)
+            for file in files
+        ]
+        if not found:
+            raise TrainError(
+                f"{self.job['adapter_dir']} holds nothing.",
+                "The stage's command must leave its adapter there.",
+                "training_logic",
+            )
+        return found
+
+    def _write_marker(self) -> None:
+        result = live.read_json(self.job["result"])
+        identity = live.identity(os.getpid())
+        before, _ = markers.read(self.root, self.job["stage"])
+        effective, metrics = (dict(result.get(key) or {}) for key in ("effective", "metrics"))
+        if self.job["mode"] == "evaluate" and before:
+            effective = {**before["effective"], **effective}
+            metrics = {**before["metrics"], **metrics}
+        markers.write(
+            self.root,
+            self.job["stage"],
+            {
+                "status": "done",
+                "run": self.job["run"],
+                "fingerprint": self.job["fingerprint"],
+                "evaluation_fingerprint": self.job["evaluation_fingerprint"],
+                "inputs": self.job["inputs"],
+                "evaluation": self.job["evaluation_inputs"],
+                "effective": effective,
+                "outputs": markers.outputs_of(self.root, self._outputs(result)),
+                "metrics": metrics,
+                "started": self.status["started"],
+                "ended": issues.now(),
+                "seconds": round(time.time() - self.started, 3),
+                "host": identity["host"],
+                "accelerator": result.get("accelerator"),
+            },
+        )
+
+    def _finish(self, failure: dict[str, Any] | None) -> int:
+        """Leave the run's record, then say how it ended; the status comes last."""
+        result = live.read_json(self.job["result"])
+        stage, run = self.job["stage"], self.job["run"]
+        state = "failed" if failure else "done"
+        found = [
+            issues.make(
+                "train",
+                warning.get("symptom", ""),
+                category=warning.get("category", "data"),
+                severity="warning",
+                stage=stage,
+                cause=warning.get("cause", ""),
+                action=warning.get("action", ""),
+            )
+            for warning in result.get("warnings") or []
+        ]
+        if failure:
+            found.append(issues.make("train", stage=stage, **failure))
+        for issue in found:
+            issues.append(os.path.join(runs.folder(self.root, run), "issues.jsonl"), issue)
+        runs.record_stage(
+            self.root,
+            run,
+            stage,
+            {
+                "state": state,
+                "mode": self.job["mode"],
+                "reasons": self.job["reasons"],
+                "started": self.status["started"],
+                "ended": issues.now(),
+                "seconds": round(time.time() - self.started, 3),
+                "log": self.job["log"],
+                "metrics": result.get("metrics") or {},
+                "phases": result.get("seconds") or {},
+                "accelerator": result.get("accelerator"),
+                "effective": result.get("effective") or {},
+                "error": failure,
+            },
+        )
+        runs.mark(self.root, run, stage, state)
+        self.write_status(state=state, error=failure, ended=issues.now())
+        return 1 if failure else 0
+
+
+def _problem(category: str, symptom: str, cause: str, action: str) -> dict[str, Any]:
+    """A failure in the fields of an issue."""
+    if category not in issues.CATEGORIES:
+        category = "ops"
+    return {"category": category, "symptom": symptom, "cause": cause, "action": action}
+
+
+def main(arguments: list[str]) -> int:
+    """Supervise the stage whose job lies in the live folder of the project root given."""
+    root = arguments[0]
+    job = live.read_json(live.path(root, "job.json"))
+    holder = {
+        **live.identity(os.getpid()),
+        "stage": job["stage"],
+        "run": job["run"],
+        "token": job["token"],
+        "since": issues.now(),
+    }
+    lock = live.take(root, holder)
+    if lock is None:
+        return 3
+    return Stage(root, job, lock).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

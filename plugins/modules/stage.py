@@ -1,0 +1,118 @@
+#!/usr/bin/python
+# Copyright: the remote-train authors. Apache License 2.0 (see LICENSE)
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: stage
+short_description: Start one stage, detached, or find that it runs or is up to date
+description:
+  - Takes the stage's fingerprint, compares it with its marker, and starts the training under a
+    supervisor in a process session of its own. It returns as soon as the supervisor has said
+    that it runs.
+  - Idempotent by O(token), since ssh may send a command twice.
+  - The action plugin of the same name starts a stage with this module and then follows it.
+author: the remote-train authors
+attributes:
+  check_mode:
+    description: Can run in check mode and returns what it would otherwise.
+    support: none
+  diff_mode:
+    description: Shows what has changed.
+    support: none
+  platform:
+    description: Where the module runs.
+    platforms: linux
+    support: full
+options:
+  request:
+    description: The request, as the action C(settings) builds it.
+    type: dict
+    required: true
+  stage:
+    description: The name of the stage.
+    type: str
+    required: true
+  run:
+    description: The name of the run that the stage belongs to.
+    type: str
+    required: true
+  token:
+    description: What names this start.
+    type: str
+    required: true
+  python:
+    description: The Python that trains.
+    type: str
+    required: true
+  environment:
+    description: What the training gets beside its own environment. Never written down.
+    type: dict
+    default: {}
+  requirements:
+    description: What the training's Python must have.
+    type: dict
+    default: {}
+"""
+
+EXAMPLES = r"""
+- name: Start the stage style
+  stage:
+    request: "{{ settings_request }}"
+    stage: style
+    run: run_20260209T093000Z
+    token: 1770629400-0123456789abcdef
+    python: /opt/conda/bin/python
+"""
+
+RETURN = r"""
+outcome:
+  description: C(started), C(attached) (this token runs already), C(busy) (another training runs) or C(skipped).
+  type: str
+  returned: success
+verdict:
+  description: What the marker makes of the stage, C(action), C(reasons) and C(warnings).
+  type: dict
+  returned: success
+status:
+  description: The supervisor's status; empty for a stage that is skipped.
+  type: dict
+  returned: success
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.remote_train import launch
+from ansible.module_utils.remote_train.errors import TrainError
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "request": {"type": "dict", "required": True},
+            "stage": {"type": "str", "required": True},
+            "run": {"type": "str", "required": True},
+            "token": {"type": "str", "required": True, "no_log": False},
+            "python": {"type": "str", "required": True},
+            "environment": {"type": "dict", "default": {}, "no_log": True},
+            "requirements": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=False,
+    )
+    given = module.params
+    stage = next(s for s in given["request"]["stages"] if s["name"] == given["stage"])
+    try:
+        answer = launch.start(
+            given["request"],
+            stage,
+            given["run"],
+            given["token"],
+            given["python"],
+            given["environment"],
+            given["requirements"],
+        )
+    except TrainError as error:
+        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+    module.exit_json(changed=answer["outcome"] == "started", **answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The base of this project's action plugins."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from remote_train.errors import TrainError
+
+PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
+"""This project's own folder: the checkout, or wherever it is installed."""
+
+Result = dict[str, Any]
+
+
+class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no types
+    """An action that ends in one sentence and a hint when the user can do something about it."""
+
+    _supports_check_mode = True
+    _supports_async = False
+    _supports_diff = True
+
+    def act(self, task_vars: Result) -> Result:
+        """What the action does; its result."""
+        raise NotImplementedError
+
+    def run(self, tmp: Any = None, task_vars: Result | None = None) -> Result:
+        """Run :meth:`act`, and turn its one kind of error into a failed result."""
+        result: Result = super().run(tmp, task_vars)
+        try:
+            result.update(self.act(task_vars or {}))
+        except TrainError as error:
+            result.update(failed=True, msg=error.message, hint=error.hint, category=error.category)
+        return result
+
+    @property
+    def check(self) -> bool:
+        """Whether nothing may be changed."""
+        return bool(self._task.check_mode)
+
+    @property
+    def verbose(self) -> bool:
+        """Whether the person asked for more with ``-v``."""
+        return bool(Display().verbosity)
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """One of the task's arguments."""
+        return self._task.args.get(name, default)
+
+    def call(self, module: str, arguments: Mapping[str, Any], task_vars: Result) -> Result:
+        """Run a module on the host: one round trip.
+
+        :raises TrainError: when it failed, with its own sentence.
+        :raises AnsibleConnectionFailure: when the host can't be reached.
+        """
+        result: Result = self._execute_module(
+            module_name=module, module_args=dict(arguments), task_vars=task_vars
+        )
+        if result.get("unreachable"):
+            raise AnsibleConnectionFailure(str(result.get("msg", "the host is unreachable")))
+        if result.get("failed"):
+            raise TrainError(
+                str(result.get("msg") or f"The module {module} failed on the host."),
+                str(result.get("hint") or _words(result)),
+                str(result.get("category") or "infra"),
+            )
+        return result
+
+    def say(self, text: str, **options: Any) -> None:
+        """Show lines to the person."""
+        Display().display(printable(text), **options)
+
+    def rewrite(self, text: str) -> None:
+        """Show a line in place of the one before it; on a real terminal only."""
+        Display().display(f"\r{printable(text)}\x1b[K", newline=False, screen_only=True)
+
+    def warn(self, text: str) -> None:
+        """Show a warning to the person."""
+        Display().warning(text)
+
+
+def _words(result: Result) -> str:
+    """What a module that broke printed, shortened to its last line."""
+    # Ansible makes an object of a module's exception, which holds its words.
+    event = getattr(result.get("exception"), "event", None)
+    if event is not None:
+        return str(event.msg)
+    for key in ("exception", "module_stderr", "module_stdout"):
+        lines = str(result.get(key) or "").strip().splitlines()
+        if lines:
+            return lines[-1]
+    return ""
+
+
+def can_rewrite(task_vars: Mapping[str, Any]) -> bool:
+    """Whether a line can be rewritten in place: a person's terminal, and nobody asked for plain.
+
+    The terminal is known from a variable (plugins/vars/environment.py), since an action runs in
+    a worker process that has none.
+    """
+    return bool(task_vars.get("controller_terminal")) and not os.environ.get("NO_COLOR")
+
+
+def printable(text: str) -> str:
+    """``text`` without control characters: a host could hide or fake lines with them."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def new_token() -> str:
+    """A token that names one start of a stage."""
+    return f"{int(time.time())}-{secrets.token_hex(8)}"
