@@ -1,0 +1,1 @@
+"""The `remote-train` command: reads options, calls ansible-runner, nothing else."""

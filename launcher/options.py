@@ -1,0 +1,98 @@
+"""The options of `remote-train`, and the Ansible variables that they set."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+PLAYBOOKS = {
+    "run": ("train_all.yml", "train what has to be trained, and bring it home (the default)"),
+    "plan": ("plan.yml", "say what a run would do, and why"),
+    "precheck": ("precheck.yml", "see whether the machine is fit"),
+    "sync": ("sync.yml", "bring the training project to the host"),
+    "collect": ("collect.yml", "bring the results home, or verify what is there"),
+}
+"""Each subcommand with its playbook and what it does."""
+
+CONNECTION = {"port": "ansible_port", "user": "ansible_user"}
+"""The options that say how to reach the host, with the variables of the inventory they set."""
+
+SETTINGS = (
+    "project_root",
+    "project_src",
+    "collect_dest",
+    "non_interactive",
+    "assume_yes",
+    "skip_sample",
+    "force",
+    "gpu_gate",
+    "acceptance_gate",
+)
+"""The options that are settings of the same name."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `remote-train`."""
+    known = argparse.ArgumentParser(
+        prog="remote-train",
+        description="Train LoRA adapters on a rented GPU machine over SSH, and bring them home.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"{name:10} {text}" for name, (_, text) in PLAYBOOKS.items()),
+        allow_abbrev=False,
+    )
+    known.add_argument("command", nargs="?", choices=PLAYBOOKS, default="run", metavar="COMMAND")
+    known.add_argument("-i", "--inventory", help="an inventory, in place of --host")
+    known.add_argument("--host", help="the GPU host's name or address; needs no inventory")
+    known.add_argument("--port", type=int, help="its SSH port")
+    known.add_argument("--user", help="the user to log in as")
+    known.add_argument("--key", help="the private key to log in with")
+    known.add_argument("--project-root", help="the training project's folder on the host")
+    known.add_argument("--project-src", help="the training project's folder here")
+    known.add_argument("--collect-dest", help="where results come home to")
+    known.add_argument("--non-interactive", action="store_true", help="ask nothing")
+    known.add_argument(
+        "--yes", dest="assume_yes", action="store_true", help="yes to everything; asks nothing"
+    )
+    known.add_argument("--skip-sample", action="store_true", help="leave out the sample stage")
+    known.add_argument("--gpu-gate", help="strict, warn or off")
+    known.add_argument("--acceptance-gate", help="strict, warn or off")
+    known.add_argument(
+        "--stage", action="append", default=[], help="this stage alone; may be given again"
+    )
+    known.add_argument("--force", action="store_true", help="train again what is up to date")
+    known.add_argument("--check", action="store_true", help="change nothing, say what would")
+    known.add_argument("-v", "--verbose", action="count", default=0, help="show Ansible's output")
+    return known
+
+
+def extra_variables(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the command line gives; what it doesn't name stays as it is."""
+    given = {name: getattr(options, name) for name in SETTINGS}
+    return {name: value for name, value in given.items() if value not in (None, False)}
+
+
+def inventory(options: argparse.Namespace) -> dict[str, Any] | None:
+    """An inventory for ``--host``, or None where the command line names no host."""
+    if not options.host:
+        return None
+    host: dict[str, Any] = {"ansible_host": options.host}
+    for option, variable in CONNECTION.items():
+        if getattr(options, option) is not None:
+            host[variable] = getattr(options, option)
+    if options.key:
+        host["ansible_ssh_private_key_file"] = options.key
+    return {"gpu_hosts": {"hosts": {options.host: host}}}
+
+
+def connection_variables(options: argparse.Namespace) -> dict[str, Any]:
+    """``--port`` and ``--user`` beside ``-i``, where they beat what the inventory says."""
+    return {
+        variable: getattr(options, option)
+        for option, variable in CONNECTION.items()
+        if not options.host and getattr(options, option) is not None
+    }
+
+
+def tag_of(stage: str) -> str:
+    """The tag of a stage on the command line: ``all`` is a word of Ansible's own."""
+    return "multitask" if stage == "all" else stage
