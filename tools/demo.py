@@ -40,7 +40,9 @@ def main(options: list[str]) -> int:
         write_base_model(base_model())
         server = sshd_host.start(BUILD / "ssh")
         say(f"the GPU host is this machine, {server.user}@{server.address} port {server.port}")
-        return run_playbook(options)
+        status = run_playbook(options)
+        name_report()
+        return status
     except TrainError as error:
         say(str(error), sys.stderr)
         return 1
@@ -110,6 +112,13 @@ def run_playbook(options: list[str]) -> int:
                 if number != signal.SIGINT:
                     process.terminate()
     return status if status >= 0 else 128 - status
+
+
+def name_report() -> None:
+    """Say where the last run's report is: the playbook's recap has come after its own word."""
+    reports = sorted(BUILD.glob("outputs/training_sync/run_*/TRAINING_SUMMARY.md"))
+    if reports:
+        say(f"the report is {reports[-1]}")
 
 
 def stop_server() -> None:

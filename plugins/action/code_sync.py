@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
 
 from controller import project
 from controller.action import Result, TrainAction
 from remote_train import bundle, plan, runs
-from remote_train.errors import TrainError
 
 INCOMING = f"{runs.SYNC}/incoming"
 """Where a bundle waits on the host, under the project root and on its file system."""
@@ -52,7 +49,7 @@ class ActionModule(TrainAction):
         """Send one bundle and apply it; it is removed from the host again."""
         incoming = os.path.join(self._root, INCOMING)
         there = os.path.join(incoming, os.path.basename(built.paths[0]))
-        self._shell(["mkdir", "-p", "-m", "0700", "--", incoming])
+        self.shell(["mkdir", "-p", "-m", "0700", "--", incoming])
         self._connection.put_file(built.paths[0], there)
         try:
             applied = self.call(
@@ -66,23 +63,12 @@ class ActionModule(TrainAction):
                 self._vars,
             )
         finally:
-            self._shell(["rm", "-f", "--", there])
+            self.shell(["rm", "-f", "--", there])
         keys = ("added", "replaced", "removed", "kept")
         counts = ", ".join(f"{len(applied[key])} {key}" for key in keys if applied[key])
         what = os.path.basename(built.paths[0]).partition(".")[0]
         self.say(f"  {what}: {built.size:,} bytes sent, verified and applied ({counts or 'same'})")
         return {key: applied[key] for key in (*keys, "unchanged", "bytes", "sha256")}
-
-    def _shell(self, words: list[str]) -> None:
-        """One program on the host; every word is quoted."""
-        answer: dict[str, Any] = self._low_level_execute_command(shlex.join(words), sudoable=False)
-        if answer["rc"] != 0:
-            said = str(answer["stderr"]).strip().splitlines()[-1:] or ["no word"]
-            raise TrainError(
-                f"{words[0]} failed on the host: {said[0]}",
-                f"Check that {self._root} can be written by this user.",
-                "infra",
-            )
 
 
 def _shown(sync: dict[str, list[str]], engine: bool) -> str:

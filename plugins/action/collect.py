@@ -15,6 +15,7 @@ from controller.action import Result, TrainAction
 from remote_train import bundle, issues
 from remote_train.atomic import write_text
 from remote_train.errors import TrainError
+from remote_train.gather import OUTGOING
 
 
 class ActionModule(TrainAction):
@@ -96,10 +97,12 @@ class ActionModule(TrainAction):
             {"request": self._request, "run": self._run, "pack": paths},
             self._vars,
         )
+        root = self._request["project_root"]
         os.makedirs(self._home, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._home) as folder:
             here = os.path.join(folder, "home.tar.gz")
             self._connection.fetch_file(packed["bundle"], here)
+            self.shell(["rm", "-r", "-f", "--", os.path.join(root, OUTGOING)])
             unpacked = os.path.join(folder, "files")
             bundle.apply(here, unpacked, os.path.join(folder, "state"), packed["sha256"])
             right = bundle.compare(unpacked, {path: wanted[home_path(path)] for path in paths})

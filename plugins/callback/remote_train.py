@@ -127,7 +127,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """The same for a host that can't be reached."""
-        if self._plain:
+        if self._plain or result.task.ignore_unreachable:
             super().v2_runner_on_unreachable(result)
             return
         message = str(result.result.get("msg", ""))
@@ -154,6 +154,9 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
 
 def _sentence(answer: dict[str, Any]) -> str:
     """What failed, in one line."""
+    failed = [item for item in answer.get("results") or [] if item.get("failed")]
+    if failed:
+        return _sentence(failed[0])
     errors = answer.get("argument_errors")
     if errors:
         return _argument_error([str(error) for error in errors])

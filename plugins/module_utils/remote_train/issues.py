@@ -78,8 +78,14 @@ def line(issue: Mapping[str, Any]) -> str:
 def append(path: str, issue: Mapping[str, Any]) -> None:
     """Add one issue to a file of lines."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(line(issue) + "\n")
+    # A name that is no UTF-8 is escaped, as JSON reads it again.
+    text = (line(issue) + "\n").encode("utf-8", "backslashreplace")
+    with open(path, "a+b") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            cut_off = stream.read(1) != b"\n"
+            text = b"\n" + text if cut_off else text
+        stream.write(text)
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -87,7 +93,7 @@ def read(path: str) -> list[dict[str, Any]]:
     found = []
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
-            lines = stream.read().splitlines()
+            lines = stream.read().split("\n")  # U+2028 and the like end no line of JSON
     except FileNotFoundError:
         return []
     for text in lines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -66,12 +67,33 @@ class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no type
         if result.get("unreachable"):
             raise AnsibleConnectionFailure(str(result.get("msg", "the host is unreachable")))
         if result.get("failed"):
+            if "deserialization failed" in str(result.get("msg")):
+                python = task_vars.get("ansible_python_interpreter", "the one that was found")
+                raise TrainError(
+                    f"The Python that Ansible uses on the host ({python}) doesn't work.",
+                    "Name one that does, 3.9 or newer, with ansible_python_interpreter.",
+                    "infra",
+                )
             raise TrainError(
                 str(result.get("msg") or f"The module {module} failed on the host."),
                 str(result.get("hint") or _words(result)),
                 str(result.get("category") or "infra"),
             )
         return result
+
+    def shell(self, words: list[str]) -> None:
+        """Run one program on the host. ssh takes nothing but a shell's line: all is quoted.
+
+        :raises TrainError: when it fails.
+        """
+        answer: Result = self._low_level_execute_command(shlex.join(words), sudoable=False)
+        if answer["rc"] != 0:
+            said = str(answer["stderr"]).strip().splitlines()[-1:] or ["no word"]
+            raise TrainError(
+                f"{words[0]} failed on the host: {said[0]}",
+                f"Check that {words[-1]} can be written by this user.",
+                "infra",
+            )
 
     def say(self, text: str, **options: Any) -> None:
         """Show lines to the person."""
