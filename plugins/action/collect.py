@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
@@ -16,6 +18,9 @@ from remote_train import bundle, issues
 from remote_train.atomic import write_text
 from remote_train.errors import TrainError
 from remote_train.gather import OUTGOING
+
+ATTEMPTS = 4
+"""How often a run is gathered before what was fetched has to agree with it."""
 
 
 class ActionModule(TrainAction):
@@ -35,12 +40,7 @@ class ActionModule(TrainAction):
             return self._bring(expected)
         controller = self.argument("controller")
         try:
-            gathered = self.call(
-                "gather",
-                {"request": self._request, "run": self._run, "controller": controller},
-                task_vars,
-            )
-            brought = self._bring(gathered["files"])
+            gathered, brought = self._gather(controller)
         except AnsibleConnectionFailure as error:
             self._leave_record(controller)
             raise TrainError(
@@ -61,6 +61,23 @@ class ActionModule(TrainAction):
             "against": gathered["against"],
             "report": report,
         }
+
+    def _gather(self, controller: Result) -> tuple[Result, Result]:
+        """What gather answered and what was brought home, from one and the same gathering.
+
+        Two controllers that have followed one training to its end gather its run at the same
+        time, each of them writing over what the other one fetches.
+        """
+        arguments = {"request": self._request, "run": self._run, "controller": controller}
+        for left in reversed(range(ATTEMPTS)):
+            gathered = self.call("gather", arguments, self._vars)
+            try:
+                return gathered, self._bring(gathered["files"])
+            except TrainError as error:
+                if error.category != "integrity" or not left:
+                    raise
+            time.sleep(secrets.randbelow(1000) / 1000)  # so that they don't meet again
+        raise AssertionError("the loop above returns or raises")
 
     def _bring(self, files: list[Result]) -> Result:
         """Fetch what is not here as it should be, in one bundle; then verify all of it."""

@@ -42,7 +42,7 @@ class ActionModule(TrainAction):
         if self.check:
             return {"changed": True, "stage": name, "state": "would run"}
         try:
-            started = self._start(name, task_vars)
+            return self._train(name, task_vars)
         except TrainError as error:
             return {
                 "failed": True,
@@ -53,12 +53,19 @@ class ActionModule(TrainAction):
                 "state": "failed",
                 "issues": self._cuts(name),
             }
-        if started["outcome"] == "skipped":
-            self._line.keep(f"  {name}  up to date")
-            return {"changed": False, "stage": name, "state": "skipped"}
-        for reason in started["verdict"].get("reasons", []):
-            self._line.keep(f"  {name}: {reason}")
-        return self._follow(started["status"])
+
+    def _train(self, name: str, task_vars: Result) -> Result:
+        """Start the stage and follow it, until how it ended is known."""
+        while True:
+            started = self._start(name, task_vars)
+            if started["outcome"] == "skipped":
+                self._line.keep(f"  {name}  up to date")
+                return {"changed": False, "stage": name, "state": "skipped"}
+            for reason in started["verdict"].get("reasons", []):
+                self._line.keep(f"  {name}: {reason}")
+            followed = self._follow(started["status"])
+            if followed is not None:
+                return followed
 
     def _blocked_by(self, name: str) -> list[str]:
         """The needs of a stage that failed in this run, or were blocked themselves."""
@@ -109,7 +116,7 @@ class ActionModule(TrainAction):
         self._refuse_or_say(status)
         if self.check:
             return {"changed": False, "stage": status.get("stage"), "state": "running"}
-        followed = self._follow(status)
+        followed = self._follow(status) or {"stage": status.get("stage"), "state": "ended"}
         # How it ended is in its own record, and what to do about it the next plan says.
         return {**followed, "changed": False, "failed": False}
 
@@ -125,8 +132,12 @@ class ActionModule(TrainAction):
         verb = "waiting for it" if self._request["on_lock"] == "wait" else "following it"
         self._line.keep(f"  {who}: {verb}.")
 
-    def _follow(self, status: Result) -> Result:
-        """Poll until the stage has ended; what it says is the result."""
+    def _follow(self, status: Result) -> Result | None:
+        """Poll until the stage has ended; what it says is the result.
+
+        None where it has ended and another controller has started a stage since: its marker
+        says how, and a start reads that.
+        """
         path = live.path(self._root, "status.json")
         log = os.path.join(self._root, str(status.get("log", "")))
         token, stage = status.get("token"), str(status.get("stage"))
@@ -142,11 +153,7 @@ class ActionModule(TrainAction):
                 continue
             offset += len(fresh)
             if status.get("token") != token:
-                raise TrainError(
-                    f"The stage {stage} is no longer the one that runs on the host.",
-                    "Give the same command again.",
-                    "ops",
-                )
+                return None
             if status.get("heartbeat") != beat:
                 beat, beat_seen = status.get("heartbeat"), time.monotonic()
             elif time.monotonic() - beat_seen > follow.SILENT_AFTER:

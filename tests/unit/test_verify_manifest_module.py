@@ -28,6 +28,8 @@ def run_module(monkeypatch, capsys):
         "__path__",
         [*ansible.module_utils.__path__, str(HOUSE / "plugins" / "module_utils")],
     )
+    # Other tests of this process import plugins of the controller; a module runs on the host.
+    monkeypatch.setattr(ansible.module_utils._internal, "is_controller", False)
 
     def run(name, check=False, diff=False, **arguments):
         spec = importlib.util.spec_from_file_location(

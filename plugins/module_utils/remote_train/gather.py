@@ -22,6 +22,9 @@ from .project_files import ProjectFile
 OUTGOING = f"{runs.SYNC}/outgoing"
 """Where a bundle waits to be fetched, under the project root."""
 
+COLLECTED = (".safetensors", ".json", ".jsonl", ".md", ".log")
+"""What of an adapter's folder comes home, beside TensorBoard's event files."""
+
 
 def gather(
     request: Mapping[str, Any],
@@ -232,7 +235,8 @@ def _outputs(request: Mapping[str, Any]) -> dict[str, str]:
     names: list[str] = []
     for stage in request["stages"]:
         adapter = os.path.join(root, stage["adapter_dir"])
-        names += [os.path.join(stage["adapter_dir"], name) for name in _names(adapter)]
+        found = [name for name in _names(adapter) if _is_collected(name)]
+        names += [os.path.join(stage["adapter_dir"], name) for name in found]
         if os.path.isfile(markers.marker_path(root, stage["name"])):
             names.append(f"{markers.STAGES}/{stage['name']}.json")
     running = (live.running(root) or {}).get("log")
@@ -243,6 +247,11 @@ def _outputs(request: Mapping[str, Any]) -> dict[str, str]:
         if name.endswith(".log") and f"{logs}/{name}" != running
     ]
     return {name: file_digest(os.path.join(root, name), "sha256") for name in sorted(set(names))}
+
+
+def _is_collected(name: str) -> bool:
+    """Whether a file of an adapter's folder comes home: no pickle does, whatever its name."""
+    return name.endswith(COLLECTED) or os.path.basename(name).startswith("events.out.tfevents.")
 
 
 def _names(folder: str) -> list[str]:

@@ -57,6 +57,20 @@ def start(
     :returns: ``started``, ``attached`` or ``skipped`` as ``outcome``, the ``verdict`` of the
         marker and, unless skipped, the ``status``.
     """
+    with live.starting(request["project_root"]):
+        return _start(request, stage, run, token, python, environment, requirements)
+
+
+def _start(
+    request: Mapping[str, Any],
+    stage: Mapping[str, Any],
+    run: str,
+    token: str,
+    python: str,
+    environment: Mapping[str, str],
+    requirements: dict[str, str],
+) -> dict[str, Any]:
+    """The same, with no other start beside it."""
     root = request["project_root"]
     status = live.read_json(live.path(root, "status.json"))
     if status.get("token") == token and status.get("state") in ENDED:

@@ -6,11 +6,13 @@ go of it with the process, whatever ended that; what stands in the file says who
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from .atomic import write_json
@@ -72,6 +74,20 @@ def take(root: str, holder: dict[str, Any]) -> int | None:
             time.sleep(0.01)
     write_json(path(root, "holder.json"), holder)
     return descriptor
+
+
+@contextlib.contextmanager
+def starting(root: str) -> Iterator[None]:
+    """Hold back every other start in ``root`` for as long as this one takes.
+
+    From looking for a running stage to its supervisor's taking the lock there is time for a
+    second start to find nothing and to write its job over the first one's.
+    """
+    os.makedirs(os.path.join(root, FOLDER), exist_ok=True)
+    # The descriptor is not inherited: the supervisor that is started meanwhile outlives us.
+    with open(path(root, "start.lock"), "w", encoding="ascii") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def is_held(root: str) -> bool:

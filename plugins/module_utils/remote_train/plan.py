@@ -12,8 +12,10 @@ from typing import Any
 
 from . import bundle, fingerprint, live, markers, pythons, runs
 from .errors import TrainError
+from .file_names import IllegalNameError, to_name
 from .hashing import file_digest
 from .manifest import MODERN, read_manifest
+from .manifest_lines import split_line
 
 ENGINE = "outputs/training_sync/engine"
 """Where this project's own code lies on the host, under the project root."""
@@ -58,19 +60,12 @@ def at_home(root: str) -> list[dict[str, Any]]:
         has been collected yet.
     """
     run = runs.latest(root)
-    if run is None:
-        return []
     where = f"{runs.SYNC}/{run}"
-    files = []
-    for listing, base in (("outputs.sha256", ""), ("SHA256SUMS", where)):
-        try:
-            with open(os.path.join(root, where, listing), encoding="utf-8") as stream:
-                lines = stream.read().splitlines()
-        except FileNotFoundError:
-            return []
-        for line in lines:
-            digest, _, name = line.partition("  ")
-            files.append({"path": os.path.join(base, name), "sha256": digest})
+    outputs, own = (_listed(os.path.join(root, where, n)) for n in ("outputs.sha256", "SHA256SUMS"))
+    if outputs is None or not own or own.get("outputs.sha256") != _digest(root, where):
+        return []
+    own = {f"{where}/{name}": digest for name, digest in own.items()}
+    files = [{"path": path, "sha256": digest} for path, digest in {**outputs, **own}.items()]
     files.append(
         {
             "path": f"{where}/SHA256SUMS",
@@ -83,9 +78,24 @@ def at_home(root: str) -> list[dict[str, Any]]:
 def uncollected(root: str) -> str | None:
     """The last run, where it was never collected: its controller went away in the middle."""
     run = runs.latest(root)
-    if run is None or os.path.isfile(os.path.join(root, runs.SYNC, run, "SHA256SUMS")):
+    if run is None or at_home(root):
         return None
     return run
+
+
+def _digest(root: str, where: str) -> str:
+    return file_digest(os.path.join(root, where, "outputs.sha256"), "sha256")
+
+
+def _listed(path: str) -> dict[str, str] | None:
+    """The digests in a list that gather wrote, by name; None where it isn't there whole."""
+    try:
+        with open(path, "rb") as stream:
+            *lines, rest = stream.read().split(b"\n")
+        found = [split_line(line) for line in lines]
+    except (OSError, IllegalNameError):
+        return None
+    return None if rest else {to_name(name): digest for digest, _, name in found}
 
 
 def make(

@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import pythons
+from .atomic import write_text
 from .errors import TrainError
+
+_VENV_PACKAGES = """
+import sys, sysconfig
+print(sysconfig.get_path("purelib") if sys.prefix != sys.base_prefix else "")
+"""
 
 INSTALL_WITHIN = 3600.0
 """Seconds that an installation may take; torch alone is gigabytes with CUDA."""
@@ -60,7 +66,8 @@ def ensure(
 
 
 def _lacks(missing: list[str], name: str) -> bool:
-    return any(phrase.startswith((f"{name}>", f"{name}<", f"{name}=")) for phrase in missing)
+    starts = (f"{name}>", f"{name}<", f"{name}=")
+    return any(phrase == name or phrase.startswith(starts) for phrase in missing)
 
 
 def _base(tried: list[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -78,11 +85,32 @@ def _base(tried: list[Mapping[str, Any]]) -> Mapping[str, Any]:
 def _venv(root: str, base: str) -> str:
     folder = os.path.join(root, pythons.VENV)
     _run(
-        [base, "-m", "venv", "--system-site-packages", "--upgrade-deps", folder],
+        [base, "-m", "venv", "--system-site-packages", folder],
         "The venv for the training can't be made",
         "On Debian and Ubuntu that takes the package python3-venv.",
     )
-    return os.path.join(folder, "bin", "python")
+    python = os.path.join(folder, "bin", "python")
+    _see_packages_of(base, python)
+    return python
+
+
+def _see_packages_of(base: str, python: str) -> None:
+    """Let a venv that was made from a venv see the packages of that one, not only of its base."""
+    theirs, ours = (
+        subprocess.run(
+            [path, "-c", _VENV_PACKAGES],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+        for path in (base, python)
+    )
+    if theirs and ours:
+        # A .pth file's line that begins with "import" is run (the module site), so that their
+        # own .pth files count as well.
+        line = f"import site; site.addsitedir({theirs!r})\n"
+        write_text(os.path.join(ours, "packages_of_base.pth"), line)
 
 
 def _install(python: str, wanted: list[str], present: Mapping[str, str], index_url: str) -> None:

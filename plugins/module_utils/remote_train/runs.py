@@ -37,7 +37,7 @@ def latest(root: str) -> str | None:
     """The newest run in a project, or None."""
     try:
         names = os.listdir(os.path.join(root, SYNC))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # what is in the way is for the gate to say
         return None
     runs = sorted(name for name in names if _NAME.fullmatch(name))
     return runs[-1] if runs else None

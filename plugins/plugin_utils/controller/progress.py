@@ -23,7 +23,7 @@ def describe(stage: str, progress: Mapping[str, Any], elapsed: float) -> str:
     :param elapsed: seconds since the stage started.
     """
     parts = [f"  {stage}"]
-    phase = progress.get("phase")
+    phase = str(progress.get("phase") or "")
     done, of = progress.get("step"), progress.get("steps")
     if phase == "evaluate":
         done, of = progress.get("done"), progress.get("of")
@@ -32,10 +32,10 @@ def describe(stage: str, progress: Mapping[str, Any], elapsed: float) -> str:
         parts.append(f"step {done} of {of}")
         if isinstance(progress.get("loss"), (int, float)):
             parts.append(f"loss {progress['loss']:.3f}")
-        if progress.get("tokens_per_second"):
+        if isinstance(progress.get("tokens_per_second"), (int, float)):
             parts.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
     elif phase:
-        parts.append({"load": "loading the model", "save": "saving"}.get(phase, str(phase)))
+        parts.append({"load": "loading the model", "save": "saving"}.get(phase, phase))
     else:
         parts.append("running")
     parts.append(f"{duration(elapsed)} elapsed")

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 
+from remote_train import request
 from remote_train.hashing import file_digest
 from remote_train.project_files import ProjectFile, list_files
 
@@ -19,10 +20,14 @@ ENGINE_PARTS = {
 
 
 def project_digests(
-    project_src: str, whitelist: str, exclude: Sequence[str]
+    project_src: str, whitelist: str, exclude: str | Sequence[str]
 ) -> tuple[list[ProjectFile], dict[str, str]]:
-    """The files that belong to the training project, and the SHA-256 of each."""
-    files = list_files(project_src, whitelist or None, exclude)
+    """The files that belong to the training project, and the SHA-256 of each.
+
+    :param exclude: patterns, or text with commas between them, as ``-e`` gives it.
+    """
+    patterns = request.typed("sync_exclude", exclude, "list")
+    files = list_files(project_src, whitelist or None, patterns)
     return files, {f.name: file_digest(os.path.join(project_src, f.name), "sha256") for f in files}
 
 

@@ -1,0 +1,6 @@
+"""For every suite."""
+
+# ansible-core puts an object in the place of sys.intern when its module_utils are imported, and
+# torch._dynamo, imported after that, refuses it. In this order both work; outside of the tests
+# they never share a process.
+import torch._dynamo  # noqa: F401

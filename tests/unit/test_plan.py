@@ -1,0 +1,298 @@
+"""The plan: what would run and why, and nothing changed to find out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_train import fingerprint, live, markers, plan, runs
+from remote_train.errors import TrainError
+from remote_train.manifest import write_manifest
+from tests.unit.stage_host import (
+    CODE,
+    PACKAGES,
+    RUN,
+    TRAIN,
+    build,
+    done_marker,
+    project,
+    put,
+)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return project(tmp_path / "root")
+
+
+def planned(root: Path, packages: Any = PACKAGES, coming: Any = None, **changes: Any) -> Any:
+    wanted = build(project_root=str(root), **changes)
+    return {s["name"]: s for s in plan.plan_stages(wanted, CODE, packages, coming)}
+
+
+def actions(root: Path, **changes: Any) -> dict[str, str]:
+    return {name: stage["action"] for name, stage in planned(root, **changes).items()}
+
+
+def contents(root: Path) -> dict[str, Any]:
+    return {
+        str(path): (path.read_bytes() if path.is_file() else None, path.stat().st_mtime_ns)
+        for path in root.rglob("*")
+    }
+
+
+# Stages
+
+
+def test_on_a_new_host_all_stages_train(root):
+    assert set(actions(root).values()) == {"train"}
+    assert planned(root)["style"]["reasons"] == ["it has not been trained yet"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"tags": ["style"]}, {"style": "train"}),
+        ({"tags": ["collect"]}, {}),
+        ({"skip_sample": True}, {"style": "train", "writing": "train", "all": "train"}),
+        ({"skip": ["multitask"]}, {"sample": "train", "style": "train", "writing": "train"}),
+    ],
+    ids=str,
+)
+def test_what_is_not_chosen_is_left_out_with_its_reason(root, changes, expected):
+    left = dict.fromkeys(["sample", "style", "writing", "all"], "leave") | expected
+    assert actions(root, **changes) == left
+    for stage in planned(root, **changes).values():
+        if stage["action"] == "leave":
+            why = "skip_sample is set" if "skip_sample" in changes else "not among the tags"
+            assert stage["reasons"] == [why]
+
+
+def test_a_stage_that_is_done_skips_and_its_followers_do_not_mind_another_one(root):
+    for name in ("sample", "style", "writing", "all"):
+        done_marker(root, build(project_root=str(root)), name)
+    assert set(actions(root).values()) == {"skip"}
+    # Retraining the sample retrains nothing else: needs are an order, not an input.
+    put(root, {"data/training/processed/style_sft_sample.jsonl": b"changed\n"})
+    expected = {"sample": "train", "style": "skip", "writing": "skip", "all": "skip"}
+    assert actions(root) == expected
+
+
+def test_force_trains_what_is_chosen_and_nothing_else(root):
+    for name in ("style", "writing"):
+        done_marker(root, build(project_root=str(root)), name)
+    assert actions(root, force=True, tags=["style"])["style"] == "train"
+    assert actions(root, force=True, tags=["style"])["writing"] == "leave"
+
+
+def test_data_that_sync_would_bring_counts(root):
+    marker = done_marker(root, build(project_root=str(root)))
+    now = hashlib.sha256((root / TRAIN).read_bytes()).hexdigest()
+    assert planned(root, coming={TRAIN: now})["style"]["action"] == "skip"
+    stage = planned(root, coming={TRAIN: "0" * 64})["style"]
+    assert stage["action"] == "train"
+    old = marker["inputs"]["data"][TRAIN][:15]
+    assert stage["reasons"] == [f"data.{TRAIN} {old} -> sha256:00000000"]
+
+
+def test_packages_that_are_not_known_yet_count_as_runs(root):
+    done_marker(root, build(project_root=str(root)))
+    assert planned(root, packages=None)["style"]["action"] == "train"
+
+
+def test_a_damaged_marker_is_a_warning_of_its_stage(root):
+    done_marker(root, build(project_root=str(root)))
+    Path(markers.marker_path(str(root), "style")).write_text("{")
+    made = planned(root)
+    assert made["style"]["action"] == "train"
+    assert "can't be read" in made["style"]["warnings"][0]
+    assert made["writing"]["warnings"] == []
+
+
+def test_a_base_model_is_hashed_once_for_all_stages(root, monkeypatch):
+    put(root, {"base/model.safetensors": b"w"})
+    seen = []
+    real = fingerprint.base_model
+
+    def counted(model: Any, where: str) -> str:
+        seen.append(model)
+        return real(model, where)
+
+    monkeypatch.setattr(fingerprint, "base_model", counted)
+    planned(root, model_name_or_path="base")
+    assert len(seen) == 1
+    own = {"all": {"model_name_or_path": "Qwen/Qwen3-8B"}}
+    planned(root, model_name_or_path="base", stage_settings=own)
+    assert len(seen) == 3
+
+
+# The whole plan
+
+
+def made(root: Path, **changes: Any) -> Any:
+    return plan.make(build(project_root=str(root), **changes), CODE, {}, sys.executable)
+
+
+def test_a_plan_changes_nothing(root):
+    done_marker(root, build(project_root=str(root)))
+    before = contents(root)
+    first = made(root)
+    plan.compare(str(root), {TRAIN: "0" * 64})
+    plan.engine_differs(str(root), {"training/fit.py": "0" * 64})
+    assert contents(root) == before
+    assert made(root) == first
+    assert json.loads(json.dumps(first)) == first
+
+
+def test_a_plan_of_a_host_on_which_nothing_was_ever_done(tmp_path):
+    nothing = made(tmp_path / "none")
+    assert nothing["work"] == ["sample", "style", "writing", "all"]
+    assert (nothing["live"], nothing["uncollected"], nothing["home"]) == (None, None, [])
+    assert nothing["python"]["path"] == sys.executable
+    assert not (tmp_path / "none").exists()
+
+
+def test_work_is_what_trains_or_is_evaluated(root):
+    packages = plan.pythons.recorded(made(root)["python"]["packages"])
+    wanted = build(project_root=str(root))
+    for name in ("sample", "style", "writing"):
+        marker = done_marker(root, wanted, name)
+        marker["inputs"]["packages"] = packages
+        marker["fingerprint"] = fingerprint.digest(marker["inputs"])
+        markers.write(str(root), name, marker)
+    assert made(root)["work"] == ["all"]
+    assert made(root, stage_settings={"style": {"max_new_tokens": 3}})["work"] == ["style", "all"]
+
+
+def test_without_a_python_the_packages_are_unknown_and_the_search_is_told(root):
+    request = build(project_root=str(root))
+    found = plan.make(request, CODE, {"no-such-package": ">=1"}, sys.executable)
+    assert found["python"] is None
+    assert found["pythons_tried"][0]["missing"] == ["no-such-package>=1"]
+    assert len(found["work"]) == 4
+
+
+def test_a_live_training_is_in_the_plan(root):
+    lock = live.take(str(root), {"stage": "style", "pid": 1})
+    try:
+        put(root, {f"{live.FOLDER}/status.json": b'{"state": "running"}'})
+        assert made(root)["live"] == {"stage": "style", "pid": 1, "state": "running"}
+    finally:
+        os.close(lock)
+    assert made(root)["live"] is None
+
+
+# What is at home
+
+
+def gathered(root: Path, outputs: dict[str, bytes], own: dict[str, bytes], run: str = RUN) -> None:
+    """A run as gather leaves it."""
+    put(root, outputs)
+    where = f"{runs.SYNC}/{run}"
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in outputs.items()}
+    own = {**own, "outputs.sha256": write_manifest(sums)}
+    put(root, {f"{where}/{name}": content for name, content in own.items()})
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
+    put(root, {f"{where}/SHA256SUMS": write_manifest(sums)})
+
+
+def expected_at_home(root: Path, *paths: str) -> dict[str, str]:
+    return {path: hashlib.sha256((root / path).read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.json", "with blank", "two  blanks", "结论\u2028.md", "new\nline\\", os.fsdecode(b"\xff")],
+)
+def test_what_the_last_collect_gathered(root, name):
+    output = f"outputs/adapter/adapter_style/{name}"
+    gathered(root, {output: b"x"}, {name: b"y"})
+    where = f"{runs.SYNC}/{RUN}"
+    names = (output, f"{where}/{name}", f"{where}/outputs.sha256", f"{where}/SHA256SUMS")
+    found = plan.at_home(str(root))
+    assert {file["path"]: file["sha256"] for file in found} == expected_at_home(root, *names)
+    assert len(found) == 4
+    assert plan.uncollected(str(root)) is None
+
+
+def test_a_run_that_brought_nothing_forth_is_at_home_all_the_same(root):
+    gathered(root, {}, {"run.json": b"{}"})
+    assert len(plan.at_home(str(root))) == 3
+    assert plan.uncollected(str(root)) is None
+
+
+def test_a_later_run_whose_controller_went_away_is_not_collected(root):
+    gathered(root, {}, {})
+    later = "run_20260210T000000Z"
+    put(root, {f"{runs.SYNC}/{later}/.stage_style_done": b""})
+    assert plan.uncollected(str(root)) == later
+    assert plan.at_home(str(root)) == []
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "outputs.sha256"])
+@pytest.mark.parametrize("damage", [b"", b"\xff\n", b"no list\n", b"0  a\n", None])
+def test_a_list_that_is_damaged_is_gathered_again(root, name, damage):
+    gathered(root, {"outputs/a": b"x"}, {"run.json": b"{}"})
+    path = root / runs.SYNC / RUN / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5] if damage is None else damage)
+    assert plan.uncollected(str(root)) == RUN
+    assert plan.at_home(str(root)) == []
+    path.unlink()
+    assert plan.uncollected(str(root)) == RUN
+
+
+# What sync would send
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_nothing_is_compared_where_nothing_is_synced(root):
+    assert plan.compare(str(root), None) is None
+
+
+def test_what_sync_would_add_change_and_remove(root):
+    put(root, {"same.py": b"1", "changed.py": b"1", "gone.py": b"1", "users.txt": b"1"})
+    before = {name: digest(b"1") for name in ("same.py", "changed.py", "gone.py", "vanished.py")}
+    put(root, {f"{runs.SYNC}/SYNC_MANIFEST.sha256": write_manifest(before)})
+    coming = {"same.py": digest(b"1"), "changed.py": digest(b"2"), "new.py": digest(b"3")}
+    assert plan.compare(str(root), coming) == {
+        "add": ["new.py"],
+        "change": ["changed.py"],
+        "remove": ["gone.py"],  # the user's own file, which was never sent, stays
+    }
+
+
+def test_a_first_sync_removes_nothing(root):
+    put(root, {"users.txt": b"1"})
+    assert plan.compare(str(root), {"a.py": digest(b"")}) == {
+        "add": ["a.py"],
+        "change": [],
+        "remove": [],
+    }
+
+
+def test_a_link_in_the_way_is_refused(root):
+    (root / "a.py").symlink_to("/etc/passwd")
+    with pytest.raises(TrainError, match=r"a\.py"):
+        plan.compare(str(root), {"a.py": digest(b"")})
+
+
+def test_the_engine_differs_until_it_is_the_same(root):
+    engine = {"training/fit.py": digest(b"1")}
+    assert plan.engine_differs(str(root), engine)
+    put(root, {f"{plan.ENGINE}/training/fit.py": b"2"})
+    assert plan.engine_differs(str(root), engine)
+    put(root, {f"{plan.ENGINE}/training/fit.py": b"1"})
+    assert not plan.engine_differs(str(root), engine)
+    (root / plan.ENGINE / "training/fit.py").unlink()
+    (root / plan.ENGINE / "training/fit.py").symlink_to("/etc/passwd")
+    assert plan.engine_differs(str(root), engine)

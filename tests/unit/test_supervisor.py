@@ -1,0 +1,525 @@
+"""Stages that really start, run under their supervisor, end, fail and are killed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_train import launch, live, pythons
+from remote_train.errors import TrainError
+from tests.unit.stage_host import BENCHMARK, FIRST, RUN, TRAIN, Host, put
+
+ADAPTER = "outputs/adapter/adapter_style"
+WEIGHTS = f"{ADAPTER}/adapter_model.safetensors"
+SCRIPT = """
+mkdir -p outputs/adapter/adapter_$STAGE
+echo x > outputs/adapter/adapter_$STAGE/adapter_model.safetensors
+"""
+
+
+PROBE = pythons.probe
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    # One look at this Python is enough for all of them; test_pythons.py looks for itself.
+    monkeypatch.setattr(launch.pythons, "probe", lambda *_: this_python())
+    made = Host(tmp_path / "a project")
+    yield made
+    made.close()
+
+
+@functools.cache
+def this_python() -> dict[str, Any]:
+    return PROBE(sys.executable, {})
+
+
+def own(script: str = SCRIPT, **changes: Any) -> dict[str, Any]:
+    return {"stage_command": ["sh", "-ec", script], **changes}
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+# A good end
+
+
+def test_a_stage_trains_and_leaves_all_that_it_should(host):
+    started = host.start()
+    assert started["outcome"] == "started"
+    assert started["verdict"]["reasons"] == ["it has not been trained yet"]
+    assert started["status"]["token"] == FIRST
+    status = host.finish()
+    assert status["state"] == "done"
+    assert status["error"] is None
+    assert status["progress"] == {"phase": "train", "step": 1, "steps": 2, "loss": 1.5}
+    assert host.log() == "begins\nends\n"
+    assert status["log"].startswith("outputs/logs/train_style_")
+    marker = host.marker()
+    assert marker["status"] == "done"
+    assert marker["run"] == RUN
+    assert list(marker["outputs"]) == [WEIGHTS]
+    assert marker["accelerator"] == "cpu: fake"
+    assert marker["effective"] == {"threads": 1}
+    assert marker["metrics"] == {"train_loss": 0.5}
+    assert marker["inputs"]["packages"] == pythons.recorded(this_python()["packages"])
+    assert marker["started"] <= marker["ended"]
+    assert host.states() == {".stage_style_done"}
+    assert host.issues() == []
+    assert not live.is_held(str(host.root))
+    assert host.supervisor_log() == ""
+
+
+def test_the_run_keeps_its_own_record_of_the_stage(host):
+    host.trained()
+    path = host.root / "outputs/training_sync" / RUN / "stage_style.json"
+    record = json.loads(path.read_text())
+    assert record["state"] == "done"
+    assert record["mode"] == "train"
+    assert record["reasons"] == ["it has not been trained yet"]
+    assert record["phases"] == {"train": 0.1}
+    assert (host.root / record["log"]).is_file()
+
+
+def test_the_second_start_skips(host):
+    host.trained()
+    again = host.start(mark="t2")
+    assert again["outcome"] == "skipped"
+    assert again["verdict"]["reasons"] == ["up to date"]
+    assert host.starts() == ["train"]
+    assert host.states() == {".stage_style_skipped"}
+
+
+def test_force_trains_again(host):
+    host.trained()
+    assert host.start(mark="t2", force=True)["outcome"] == "started"
+    host.finish()
+    assert host.starts() == ["train", "train"]
+
+
+def test_another_benchmark_is_scored_without_training(host):
+    host.trained()
+    weights = (host.root / WEIGHTS).stat().st_mtime_ns
+    put(host.root, {BENCHMARK: b"another\n"})
+    started = host.start(mark="t2")
+    assert started["verdict"]["action"] == "evaluate"
+    assert host.finish()["mode"] == "evaluate"
+    assert host.starts() == ["train", "evaluate"]
+    assert (host.root / WEIGHTS).stat().st_mtime_ns == weights
+    # What training had found out stays beside what the new evaluation says.
+    assert host.marker()["metrics"] == {"train_loss": 0.5, "scores": {"x": 1}}
+    assert host.start(mark="t3")["outcome"] == "skipped"
+
+
+def test_changed_code_trains_again(host):
+    host.trained()
+    put(host.engine, {"training/fit.py": b"RATE = 2\n"})
+    assert host.start(mark="t2")["verdict"]["reasons"][0].startswith("code sha256:")
+    host.finish()
+
+
+def test_secrets_are_written_down_nowhere(host):
+    secret = "hf_" + "x" * 20
+    host.start({"wait": True}, environment={"HF_TOKEN": secret})
+    child = host.wait(lambda status: status.get("child") and status["progress"])["child"]
+    assert f"HF_TOKEN={secret}".encode() in Path(f"/proc/{child['pid']}/environ").read_bytes()
+    (host.root / "go_on").touch()
+    host.finish()
+    for path in host.root.rglob("*"):
+        assert not path.is_file() or secret.encode() not in path.read_bytes()
+
+
+def test_the_training_is_in_a_session_of_its_own_and_needs_nobody(host):
+    host.start({"wait": True})
+    status = host.wait(lambda status: status.get("child") and status["progress"])
+    assert os.getsid(status["pid"]) == status["pid"]
+    assert os.getsid(status["child"]["pid"]) == status["child"]["pid"]
+    for number in (0, 1, 2):
+        open_file = os.readlink(f"/proc/{status['pid']}/fd/{number}")
+        assert open_file == "/dev/null" or open_file.endswith("supervisor.log")
+    (host.root / "go_on").touch()
+    assert host.finish()["state"] == "done"
+
+
+def test_the_heartbeat_beats(host):
+    host.start({"wait": True})
+    first = host.wait(lambda status: status["progress"].get("step"))["heartbeat"]
+    host.wait(lambda status: status["heartbeat"] > first + 0.05)
+    (host.root / "go_on").touch()
+    host.finish()
+
+
+# Starting twice
+
+
+def test_a_start_that_arrives_twice_attaches(host):
+    host.start({"wait": True}, mark="t1")
+    again = host.start({"wait": True}, mark="t1")
+    assert again["outcome"] == "attached"
+    assert again["status"]["pid"] == host.status()["pid"]
+    (host.root / "go_on").touch()
+    host.finish()
+    assert host.starts() == ["train"]
+
+
+@pytest.mark.parametrize(("fake", "state"), [({}, "done"), ({"crash": "x"}, "failed")])
+def test_a_start_that_arrives_again_after_the_end_starts_nothing(host, fake, state):
+    host.start(fake, mark="t1", force=True)
+    host.finish()
+    again = host.start(fake, mark="t1", force=True)
+    assert again["outcome"] == "attached"
+    assert again["status"]["state"] == state
+    assert host.starts() == ["train"]
+
+
+def test_another_controllers_start_finds_it_busy(host):
+    host.start({"wait": True}, mark="t1")
+    other = host.start({}, mark="t2", stage="writing")
+    assert other["outcome"] == "busy"
+    assert other["status"]["stage"] == "style"
+    assert other["status"]["token"] == FIRST
+    (host.root / "go_on").touch()
+    host.finish()
+    assert host.start({}, mark="t2", stage="writing")["outcome"] == "started"
+    host.finish()
+
+
+def test_two_starts_at_once_train_once(host):
+    outcomes: list[str] = []
+
+    def start(mark: str) -> None:
+        outcomes.append(host.start({"wait": True}, mark=mark)["outcome"])
+
+    controllers = [threading.Thread(target=start, args=(f"t{n}",)) for n in range(3)]
+    for controller in controllers:
+        controller.start()
+    for controller in controllers:
+        controller.join()
+    assert sorted(outcomes) == ["busy", "busy", "started"]
+    (host.root / "go_on").touch()
+    assert host.finish()["state"] == "done"
+    assert host.starts() == ["train"]
+
+
+def test_a_supervisor_that_is_on_its_way_out_is_waited_for(host, monkeypatch):
+    """Its last status is there before the kernel lets go of its lock."""
+    host.trained()
+    lock = live.take(str(host.root), {})
+    timer = threading.Timer(0.3, os.close, [lock])
+    timer.start()
+    assert host.start(mark="t2", force=True)["outcome"] == "started"
+    timer.join()
+    host.finish()
+
+
+def test_what_a_stage_leaves_running_is_named(host, monkeypatch):
+    monkeypatch.setattr(launch, "GONE_WITHIN", 0.1)
+    changes = own(f"{SCRIPT} sleep 60 & echo $! > background")
+    host.start(stage="style", **changes)
+    host.wait(lambda status: status["state"] == "done")
+    with pytest.raises(TrainError, match="The stage style has ended, and something") as caught:
+        host.start(stage="writing", mark="t2", **changes)
+    assert live.path(str(host.root), "lock") in caught.value.hint
+    kill(int((host.root / "background").read_text()))
+    host.until(lambda: not live.is_held(str(host.root)))
+
+
+def test_two_supervisors_of_one_project_and_the_second_ends(host):
+    host.start({"wait": True})
+    second = subprocess.run(
+        [sys.executable, "-m", "remote_train.supervisor", str(host.root)],
+        cwd=host.engine,
+        check=False,
+    )
+    assert second.returncode == 3
+    assert host.starts() == ["train"]
+    (host.root / "go_on").touch()
+    assert host.finish()["state"] == "done"
+
+
+# Ends that are not good
+
+
+@pytest.mark.parametrize(
+    ("fake", "category", "words"),
+    [
+        ({"crash": "boom"}, "training_logic", "The training ended with status 1"),
+        ({"exit": 4}, "training_logic", "The training ended with status 4"),
+        ({"no_result": 1}, "training_logic", "The training ended with status 0, and not well"),
+        ({"result": {"status": "half"}}, "training_logic", "and not well"),
+        (
+            {
+                "exit": 1,
+                "result": {
+                    "status": "failed",
+                    "error": {
+                        "category": "oom",
+                        "symptom": "No memory is left.",
+                        "cause": "Too long.",
+                        "action": "Lower max_length.",
+                    },
+                },
+            },
+            "oom",
+            "No memory is left.",
+        ),
+        ({"exit": 1, "result": {"status": "failed"}}, "ops", "The training failed."),
+        (
+            {"exit": 1, "result": {"status": "failed", "error": {"category": "magic"}}},
+            "ops",
+            "The training failed.",
+        ),
+        ({"result": {"outputs": [f"{ADAPTER}/none.json"]}}, "infra", "none.json"),
+        ({"data": {TRAIN: "sha256:0"}}, "data", f"{TRAIN} changed while the stage was starting."),
+        ({"data": {"secret.jsonl": "sha256:0"}}, "data", "secret.jsonl changed"),
+    ],
+    ids=str,
+)
+def test_a_failure_is_named_and_recorded(host, fake, category, words):
+    status = host.trained(**fake)
+    assert status["state"] == "failed"
+    assert status["error"]["category"] == category
+    assert words in status["error"]["symptom"]
+    assert host.marker() is None
+    assert host.states() == {".stage_style_failed"}
+    (issue,) = host.issues()
+    assert (issue["stage"], issue["phase"], issue["severity"]) == ("style", "train", "error")
+    assert issue["symptom"] == status["error"]["symptom"]
+
+
+def test_what_to_do_comes_from_the_training(host):
+    error = {"category": "oom", "symptom": "S.", "cause": "C.", "action": "A."}
+    status = host.trained(exit=1, result={"status": "failed", "error": error})
+    assert status["error"] == error
+
+
+def test_a_crash_keeps_the_end_of_the_log(host):
+    status = host.trained(crash="boom")
+    assert status["error"]["cause"].endswith("RuntimeError: boom")
+
+
+def test_data_that_changes_while_the_stage_starts_fails_it(host):
+    """The bytes that were read are what counts, not those that were there a moment before."""
+    host.start({"hold": True})
+    host.wait(lambda status: status["progress"].get("phase") == "load")
+    put(host.root, {TRAIN: b"new\n"})
+    (host.root / "go_on").touch()
+    status = host.finish()
+    assert status["state"] == "failed"
+    assert status["error"]["symptom"] == f"{TRAIN} changed while the stage was starting."
+    assert status["error"]["action"] == "Start the same command again."
+    assert host.marker() is None
+    assert host.start(mark="t2")["outcome"] == "started"
+    assert host.finish()["state"] == "done"
+
+
+def test_a_failure_leaves_the_marker_of_the_last_good_training(host):
+    host.trained()
+    before = host.marker()
+    host.start({"crash": "x"}, mark="t2", force=True)
+    assert host.finish()["state"] == "failed"
+    assert host.marker() == before
+
+
+def test_the_result_of_an_earlier_training_counts_for_nothing(host):
+    host.trained()
+    host.start({"no_result": True}, mark="t2", force=True)
+    assert host.finish()["state"] == "failed"
+
+
+def test_a_stage_that_failed_runs_again(host):
+    host.trained(crash="x")
+    assert host.start(mark="t2")["outcome"] == "started"
+    assert host.finish()["state"] == "done"
+    assert host.states() == {".stage_style_done"}
+
+
+def test_a_training_that_is_killed_says_so(host):
+    host.start({"wait": True})
+    kill(host.wait(lambda status: status["progress"].get("step"))["child"]["pid"])
+    status = host.finish()
+    assert status["state"] == "failed"
+    assert status["error"]["symptom"] == "The training was killed by SIGKILL."
+    assert status["error"]["category"] == "infra"
+    assert "memory" in status["error"]["cause"]
+    assert host.marker() is None
+
+
+def test_when_the_supervisor_is_killed_no_second_training_starts_beside_the_first(host):
+    host.start({"wait": True})
+    status = host.wait(lambda status: status["progress"].get("step"))
+    kill(status["pid"])
+    host.until(lambda: not Path(f"/proc/{status['pid']}/cmdline").read_bytes())
+    assert live.is_held(str(host.root))
+    for mark in ("t1", "t2"):
+        assert host.start({}, mark=mark)["outcome"] in ("attached", "busy")
+    assert live.running(str(host.root))["pid"] == status["pid"]
+    assert host.starts() == ["train"]
+    # When the training has ended, nobody says that it is done: it trains again.
+    kill(status["child"]["pid"])
+    host.until(lambda: not live.is_held(str(host.root)))
+    assert live.running(str(host.root)) is None
+    assert host.marker() is None
+    assert host.start({}, mark="t3")["outcome"] == "started"
+    assert host.finish()["state"] == "done"
+    assert host.starts() == ["train", "train"]
+
+
+@pytest.mark.parametrize("minds", [True, False])
+def test_a_supervisor_that_is_asked_to_end_hands_it_on(host, minds):
+    host.start({"wait": True, "mind_the_signal": minds})
+    status = host.wait(lambda status: status["progress"].get("step"))
+    os.kill(status["pid"], signal.SIGTERM)
+    ended = host.finish()
+    assert ended["state"] == "failed"
+    assert ended["error"]["symptom"] == "The stage was stopped by SIGTERM."
+    assert (host.root / "was_stopped").exists() is minds
+
+
+def test_warnings_of_the_training_become_issues(host):
+    warning = {"symptom": "2 chats were cut.", "cause": "C", "action": "A", "category": "data"}
+    host.trained(result={"warnings": [warning]})
+    (issue,) = host.issues()
+    assert issue["severity"] == "warning"
+    assert {key: issue[key] for key in warning} == warning
+    assert host.marker()["status"] == "done"
+
+
+# Commands of the user's own
+
+
+def test_a_command_of_the_users(host):
+    host.start(**own(f"{SCRIPT} echo 'trains '$STAGE; pwd; env > env"))
+    status = host.finish()
+    assert status["state"] == "done"
+    assert status["progress"] == {}
+    assert host.log() == f"trains style\n{host.root}\n"
+    marker = host.marker()
+    assert list(marker["outputs"]) == [WEIGHTS]
+    assert marker["metrics"] == {}  # what can't be known is left out
+    assert marker["accelerator"] is None
+    assert marker["evaluation"]["scorer"] is None
+    environment = dict(line.split("=", 1) for line in (host.root / "env").read_text().splitlines())
+    expected = {
+        "STAGE": "style",
+        "PROJECT_ROOT": str(host.root),
+        "LEARNING_RATE": "0.0001",
+        "MAX_LENGTH": "2048",
+        "USE_QLORA": "0",
+        "TARGET_MODULES": "all-linear",
+        "MODEL_NAME_OR_PATH": "Qwen/Qwen3-8B",
+        "SEED": "42",
+    }
+    assert {name: environment[name] for name in expected} == expected
+
+
+def test_our_own_training_gets_its_settings_from_its_job_alone(host):
+    host.start({"wait": True})
+    child = host.wait(lambda status: status["progress"].get("step"))["child"]
+    environment = Path(f"/proc/{child['pid']}/environ").read_bytes()
+    assert b"\0MAX_LENGTH=" not in environment
+    (host.root / "go_on").touch()
+    host.finish()
+
+
+def test_its_marker_skips_it_and_its_words_run_it_again(host):
+    host.start(**own())
+    host.finish()
+    assert host.start(mark="t2", **own())["outcome"] == "skipped"
+    again = host.start(mark="t3", **own(SCRIPT + "true"))
+    assert again["outcome"] == "started"
+    assert again["verdict"]["reasons"][0].startswith("command ")
+    host.finish()
+
+
+@pytest.mark.parametrize(
+    ("command", "category", "symptom", "hint"),
+    [
+        (["sh", "-c", "echo why; exit 7"], "training_logic", "ended with status 7", ""),
+        (["true"], "training_logic", f"{ADAPTER} holds nothing", "must leave its adapter"),
+        (["sh", "-c", f"mkdir -p {ADAPTER}"], "training_logic", "holds nothing", ""),
+        (["no-such-program"], "ops", "no-such-program can't be started: No such file", "command"),
+        (["data"], "ops", "data can't be started", "command"),
+        (["sh", "-c", "kill -9 $$"], "infra", "killed by SIGKILL", ""),
+        (
+            ["sh", "-c", f"mkdir -p {ADAPTER}; ln -s nowhere {ADAPTER}/x"],
+            "infra",
+            "What came out can't be kept",
+            "",
+        ),
+    ],
+    ids=str,
+)
+def test_a_command_that_fails(host, command, category, symptom, hint):
+    host.start(stage_command=command)
+    status = host.finish()
+    assert status["state"] == "failed"
+    assert status["error"]["category"] == category
+    assert symptom in status["error"]["symptom"]
+    assert hint in status["error"]["action"]
+    assert host.issues()[0]["symptom"] == status["error"]["symptom"]
+    assert host.supervisor_log() == ""
+
+
+def test_the_log_of_a_command_that_fails_is_the_cause(host):
+    host.start(stage_command=["sh", "-c", "seq 100 >&2; exit 7"])
+    cause = host.finish()["error"]["cause"].splitlines()
+    assert cause == [str(number) for number in range(51, 101)]
+
+
+def test_odd_file_names_can_come_out(host):
+    odd = os.fsdecode(b"odd\xff \n")
+    host.start(**own(f"{SCRIPT} printf x > {ADAPTER}/$(printf 'odd\\377 \\nx')"))
+    assert host.finish()["state"] == "done"
+    assert any(odd.strip() in name for name in host.marker()["outputs"])
+
+
+def test_a_command_that_closes_every_descriptor_is_followed_to_its_end(host):
+    close = 'for fd in /proc/$$/fd/*; do n=${fd##*/}; [ $n -gt 2 ] && eval "exec $n>&-"; done;'
+    host.start(**own(f"{close} sleep 0.3; {SCRIPT} echo end"))
+    assert host.finish()["state"] == "done"
+    assert host.log().endswith("end\n")
+
+
+# What doesn't start
+
+
+def test_data_that_is_missing_is_named(host):
+    (host.root / TRAIN).unlink()
+    with pytest.raises(TrainError, match=f"The stage style needs {TRAIN}") as caught:
+        host.start()
+    assert caught.value.category == "data"
+    assert host.starts() == []
+
+
+def test_a_supervisor_that_does_not_start_says_its_last_word(host):
+    put(host.engine, {"remote_train/supervisor.py": b"import no_such_module\n"})
+    with pytest.raises(TrainError) as caught:
+        host.start()
+    assert "No module named 'no_such_module'" in caught.value.message
+    assert "supervisor.log" in caught.value.hint
+    assert caught.value.category == "infra"
+
+
+def test_a_stage_that_fails_at_once_is_no_supervisor_that_did_not_start(tmp_path):
+    """It may write its status and end between two looks of the one that started it."""
+    status = Path(live.path(str(tmp_path), "status.json"))
+    put(tmp_path, {f"{live.FOLDER}/supervisor.log": b""})
+
+    class QuickEnd:
+        def poll(self) -> int:
+            status.write_text('{"token": "t1", "state": "failed"}')
+            return 1
+
+    found = launch._wait_for_status(str(tmp_path), "t1", QuickEnd())
+    assert found["state"] == "failed"
