@@ -152,6 +152,8 @@ def _tokenizer(chats: list[list[dict[str, Any]]]) -> Any:
     import tokenizers  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
+    transformers.utils.logging.disable_progress_bar()
+
     raw = tokenizers.Tokenizer(tokenizers.models.BPE())
     # Digits one by one: numbers are read off, not learned by heart.
     raw.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(

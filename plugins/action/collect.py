@@ -35,6 +35,17 @@ class ActionModule(TrainAction):
         if self.check:
             self.say(f"  would bring adapters, logs and reports to {self._home}")
             return {"changed": False}
+        try:
+            return self._collect()
+        except OSError as error:
+            raise TrainError(
+                f"Results can't be written to {self._home}: {error.strerror}.",
+                "Make room there, or name another folder with collect_dest; then give the same "
+                "command again.",
+                "infra",
+            ) from error
+
+    def _collect(self) -> Result:
         expected = self.argument("expected")
         if expected is not None:
             return self._bring(expected)

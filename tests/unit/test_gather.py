@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from remote_train import gather, issues, live, plan, runs
+from remote_train import gather, issues, live, markers, plan, runs
 from remote_train.errors import TrainError
 from tests.unit.stage_host import RUN, build, done_marker, put
 
@@ -373,6 +373,18 @@ def test_the_acceptance_gate(run, mode, verdict, against, count):
     assert run.row("style")["state"] == "done"
     # The sample has no thresholds.
     assert run.row("sample")["acceptance"] == ("off" if mode == "off" else "no thresholds")
+
+
+@pytest.mark.parametrize(("mode", "against"), [("strict", 1), ("warn", 0), ("off", 0)])
+def test_a_stage_without_any_scores_fails_the_strict_gate_alone(run, mode, against):
+    run.changes.update({"acceptance_gate": mode})
+    path = markers.marker_path(str(run.root), "style")
+    marker = json.loads(Path(path).read_text()) | {"metrics": {}}
+    Path(path).write_text(json.dumps(marker))
+    answer = run.gather()
+    assert len(answer["against"]) == against
+    assert run.row("style")["acceptance"] == ("failed" if against else "")
+    assert all("its command reports no scores" in words for words in answer["against"])
 
 
 def test_what_the_controller_saw_is_merged_in_the_order_of_time(run):

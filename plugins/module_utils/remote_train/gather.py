@@ -133,10 +133,13 @@ def _stage_row(
         metrics, seconds = record.get("metrics") or {}, record.get("seconds")
     verdict = ""
     why: list[str] = []
-    if metrics and state != "failed":
-        verdict, why = acceptance.judge(
-            metrics.get("scores") or {}, stage["thresholds"], request["acceptance_gate"]
-        )
+    gate = request["acceptance_gate"]
+    if state in ("done", "up to date", "skipped"):
+        if metrics:
+            verdict, why = acceptance.judge(metrics.get("scores") or {}, stage["thresholds"], gate)
+        elif stage["thresholds"] and gate == "strict":
+            # A command of the user's own says nothing of scores; the strict gate asks for them.
+            verdict, why = "failed", ["its command reports no scores"]
     return {
         "name": name,
         "state": state,
