@@ -1,6 +1,11 @@
 """For every suite."""
 
+import os
+
 # ansible-core puts an object in the place of sys.intern when its module_utils are imported, and
 # torch._dynamo, imported after that, refuses it. In this order both work; outside of the tests
 # they never share a process.
 import torch._dynamo  # noqa: F401
+
+# Molecule, when it is imported, asks Ansible for colours in the whole process.
+os.environ["ANSIBLE_FORCE_COLOR"] = "0"

@@ -125,12 +125,11 @@ class ActionModule(TrainAction):
             {"request": self._request, "run": self._run, "pack": paths},
             self._vars,
         )
-        root = self._request["project_root"]
         os.makedirs(self._home, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._home) as folder:
             here = os.path.join(folder, "home.tar.gz")
             self._connection.fetch_file(packed["bundle"], here)
-            self.shell(["rm", "-r", "-f", "--", os.path.join(root, OUTGOING)])
+            self._remove(packed["bundle"])
             unpacked = os.path.join(folder, "files")
             bundle.apply(here, unpacked, os.path.join(folder, "state"), packed["sha256"])
             right = bundle.compare(unpacked, {path: wanted[home_path(path)] for path in paths})
@@ -143,6 +142,12 @@ class ActionModule(TrainAction):
             for path in paths:
                 self._place(os.path.join(unpacked, path), home_path(path))
         return int(packed["size"])
+
+    def _remove(self, there: str) -> None:
+        """Remove a bundle that was fetched, and what stands in a folder of its own beside it."""
+        folder = os.path.dirname(there)
+        if os.path.dirname(folder) == os.path.join(self._request["project_root"], OUTGOING):
+            self.shell(["rm", "-r", "-f", "--", folder])
 
     def _place(self, source: str, name: str) -> None:
         """Put one verified file into place, by a rename on the same file system."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from .manifest import write_manifest
 from .project_files import ProjectFile
 
 OUTGOING = f"{runs.SYNC}/outgoing"
-"""Where a bundle waits to be fetched, under the project root."""
+"""Where bundles wait to be fetched, under the project root."""
 
 COLLECTED = (".safetensors", ".json", ".jsonl", ".md", ".log")
 """What of an adapter's folder comes home, beside TensorBoard's event files."""
@@ -354,5 +355,8 @@ def pack(root: str, names: list[str]) -> dict[str, Any]:
         ProjectFile(name, os.path.getsize(os.path.join(root, name)), executable=False)
         for name in names
     ]
-    built = bundle.build(root, files, os.path.join(root, OUTGOING), "home")
+    # A folder of its own: two controllers may bring the same run home at once.
+    os.makedirs(os.path.join(root, OUTGOING), exist_ok=True)
+    folder = tempfile.mkdtemp(dir=os.path.join(root, OUTGOING))
+    built = bundle.build(root, files, folder, "home")
     return {"bundle": built.paths[0], "sha256": built.sha256, "size": built.size}
