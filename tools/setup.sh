@@ -19,7 +19,7 @@ fail() {
 
 # The Debian packages of the programs that are missing.
 missing_programs() {
-    for pair in git:git rsync:rsync ssh:openssh-client sshd:openssh-server; do
+    for pair in git:git ssh:openssh-client sshd:openssh-server; do
         command -v "${pair%%:*}" >/dev/null 2>&1 || printf '%s ' "${pair#*:}"
     done
 }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
-import subprocess
 import sys
 from typing import Any
 
 from ansible import constants
 from ansible.plugins.callback.default import CallbackModule as Default
+
+from controller.argument_words import argument_error
+from controller.ssh_words import fingerprints, unreachable
+from controller.text import printable
 
 DOCUMENTATION = """
 name: remote_train
@@ -91,7 +93,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
         if result.task.action.rpartition(".")[2] == "debug":
             message = result.result.get("msg", "")
             for line in message if isinstance(message, list) else [message]:
-                self._display.display(str(line))
+                self._display.display(printable(str(line)))
 
     def v2_runner_on_skipped(self, result: Any) -> None:
         """A step that isn't needed is not shown."""
@@ -119,8 +121,6 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
             super().v2_runner_on_failed(result, ignore_errors)
             return
         answer = dict(result.result)
-        # Ansible keeps a traceback of every failed module; it is shown with -v.
-        answer.pop("exception", None)
         self._complain(result, _sentence(answer), str(answer.get("hint") or ""))
         if ignore_errors:
             self._display.display("  The run goes on (on_stage_failure is continue).")
@@ -138,9 +138,9 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
     def _complain(self, result: Any, sentence: str, hint: str) -> None:
         host = result.host.get_name()
         prefix = "" if host == "localhost" else f"[{host}] "
-        self._display.display(f"\nFAILED: {prefix}{sentence}", color=constants.COLOR_ERROR)
-        if hint:
-            self._display.display(f"  Hint: {hint}", color=constants.COLOR_ERROR)
+        lines = [f"\nFAILED: {prefix}{sentence}", *([f"  Hint: {hint}"] if hint else [])]
+        for line in lines:
+            self._display.display(printable(line), color=constants.COLOR_ERROR)
 
     def v2_on_file_diff(self, result: Any) -> None:
         """What would be sent, without a banner of Ansible's own."""
@@ -159,110 +159,6 @@ def _sentence(answer: dict[str, Any]) -> str:
         return _sentence(failed[0])
     errors = answer.get("argument_errors")
     if errors:
-        return _argument_error([str(error) for error in errors])
+        return argument_error([str(error) for error in errors])
     text = str(answer.get("msg") or "a step failed without a word; -v shows more").strip()
     return text.removeprefix("Task failed: ").removeprefix("Action failed: ")
-
-
-_KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "list": "a list",
-    "dict": "a mapping of names",
-}
-_ARGUMENT_ERRORS = (
-    (r"value of (\S+) must be one of: (.*), got: (.*)$", "{0} is {2!r}; it must be one of {1}."),
-    (r"argument '(\S+)' is of type .* unable to convert to (\w+)", "{0} must be {kind}."),
-    (
-        r"Elements value for option '(\S+)' is of type .* unable to convert to (\w+)",
-        "Each item of {0} must be {kind}.",
-    ),
-    (r"missing required arguments: (.*) found in (\S+)$", "An item of {1} lacks {0}."),
-    (
-        r"(\S+)\.(\S+)\. Supported parameters include: (.*)\.$",
-        "An item of {0} has no field {1}; the fields are {2}.",
-    ),
-)
-
-
-def _argument_error(errors: list[str]) -> str:
-    """Ansible's words for a wrong setting, with the setting's name first.
-
-    It says some things twice; the first time that a name is among them counts.
-    """
-    for text in errors:
-        for pattern, sentence in _ARGUMENT_ERRORS:
-            match = re.match(pattern, text)
-            if match:
-                found = match.groups()
-                return sentence.format(*found, kind=_KINDS.get(found[1], found[1]))
-    return errors[0]
-
-
-_UNREACHABLE = (
-    (
-        r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for .* has changed",
-        "the host's key is not the one that is pinned for it.",
-        "If the machine was rented anew and your provider shows the same fingerprint, remove the "
-        "old line from known_hosts and pin the new key; if not, somebody may be in between.",
-    ),
-    (
-        r"Host key verification failed|No \S+ host key is known",
-        "the host's key is not known yet, so it can't be told from somebody else's.",
-        "Only if your provider shows the same fingerprint, pin the key: what ssh-keyscan -p PORT "
-        "HOST prints goes into known_hosts (inventory/example/README.md has it step by step).",
-    ),
-    (
-        r"Permission denied",
-        "the host refuses the login.",
-        "Check the user and the key (ansible_user, ansible_ssh_private_key_file).",
-    ),
-    (
-        r"Could not resolve hostname (\S+):",
-        "there is no host of that name.",
-        "Check ansible_host in the inventory, or REMOTE_HOST.",
-    ),
-    (
-        r"Connection refused",
-        "nothing listens for SSH at that address and port.",
-        "Check ansible_host and ansible_port, and whether the machine is running.",
-    ),
-    (
-        r"timed out|No route to host|Network is unreachable",
-        "the host doesn't answer.",
-        "Check the address, your network, and whether the machine is running.",
-    ),
-)
-
-
-def unreachable(message: str, host: str) -> tuple[str, str]:
-    """A sentence and a hint for what ssh said."""
-    for pattern, sentence, hint in _UNREACHABLE:
-        if re.search(pattern, message):
-            return f"{host} can't be reached: {sentence}", hint
-    last = [line for line in message.strip().splitlines() if line.strip()][-1:] or ["no word"]
-    return f"{host} can't be reached: {last[0]}", "Try ssh by hand; -vvv shows what is tried."
-
-
-def fingerprints(message: str) -> str:
-    """The host keys that a host shows now, as ssh said them or the host itself says when asked.
-
-    ssh tells the fingerprint of a key that has changed, and none of one that it doesn't know.
-    Empty where nobody says.
-    """
-    changed = re.search(r"fingerprint for the (\S+) key sent by .* is\s+(SHA256:[\w+/=]+)", message)
-    if changed:
-        return f"{changed[1]} {changed[2]}"
-    unknown = re.search(r"host key is known for (?:\[([^\]]+)\]:(\d+)|([^\s\[-]\S*)) and", message)
-    if not unknown:
-        return ""
-    scan = ["ssh-keyscan", "-T", "5", "-p", unknown[2] or "22", unknown[1] or unknown[3]]
-    try:
-        keys = subprocess.run(scan, capture_output=True, timeout=20, check=True).stdout
-        read = ["ssh-keygen", "-l", "-f", "-"]
-        said = subprocess.run(read, input=keys, capture_output=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    lines = [line.split() for line in said.decode("utf-8", "replace").splitlines()]
-    return ", ".join(sorted(f"{words[-1].strip('()')} {words[1]}" for words in lines))

@@ -35,7 +35,7 @@ options:
     type: str
     default: ""
   index_url:
-    description: Where packages come from. Default, as pip is set up on the host.
+    description: Where packages come from. Default, as pip is set up on the host. May hold a password.
     type: str
     default: ""
 """
@@ -72,7 +72,7 @@ def main() -> None:
             "project_root": {"type": "path", "required": True},
             "requirements": {"type": "dict", "required": True},
             "python": {"type": "str", "default": ""},
-            "index_url": {"type": "str", "default": ""},
+            "index_url": {"type": "str", "default": "", "no_log": True},
         },
         supports_check_mode=True,
     )

@@ -105,7 +105,7 @@ def test_variables_have_their_roles_prefix():
 
 def test_secrets_are_marked_as_such():
     for _, name, option in all_options():
-        secret = re.search("token$|password|secret", name) is not None
+        secret = re.search("token$|password|secret|index_url$", name) is not None
         assert bool(option.get("no_log")) == secret, name
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
+from controller import ssh_words
 from tests.unit.stage_host import HOUSE, load_yaml
 
 SPEC = importlib.util.spec_from_file_location(
@@ -65,7 +66,7 @@ Host key verification failed."""
     ],
 )
 def test_what_ssh_says_in_one_sentence(message, words, hint):
-    sentence, what_to_do = callback.unreachable(message, "gpu")
+    sentence, what_to_do = ssh_words.unreachable(message, "gpu")
     assert sentence.startswith("gpu can't be reached: ")
     assert words in sentence
     assert hint in what_to_do
@@ -87,17 +88,17 @@ def test_what_the_real_ssh_says_is_understood(options, words):
         text=True,
         check=False,
     )
-    assert words in callback.unreachable(done.stderr, "gpu")[0]
+    assert words in ssh_words.unreachable(done.stderr, "gpu")[0]
 
 
 def test_the_fingerprint_of_a_changed_key_is_shown():
-    shown = callback.fingerprints(CHANGED)
+    shown = ssh_words.fingerprints(CHANGED)
     assert shown == "ED25519 SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"
 
 
 @pytest.mark.parametrize("message", ["", "Permission denied", UNKNOWN])
 def test_no_fingerprint_where_nobody_says_one(message):
-    assert callback.fingerprints(message) == ""
+    assert ssh_words.fingerprints(message) == ""
 
 
 OPTIONS = load_yaml("roles", "settings", "meta", "argument_specs.yml")["argument_specs"]["main"][

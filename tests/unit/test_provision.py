@@ -155,7 +155,11 @@ def test_a_named_python_that_is_not_there(machine):
 def installed(monkeypatch: pytest.MonkeyPatch, machine: Machine, *args: Any) -> list[list[str]]:
     """The commands that provisioning runs, none of which does anything."""
     commands: list[list[str]] = []
-    monkeypatch.setattr(provision, "_run", lambda command, *_: commands.append(command))
+
+    def note(command: list[str], _failure: str, _hint: str, environment: Any = None) -> None:
+        commands.append([*command, *(f"{k}={v}" for k, v in (environment or {}).items())])
+
+    monkeypatch.setattr(provision, "_run", note)
     monkeypatch.setattr(provision, "_see_packages_of", lambda *_: None)
     python = machine.venv / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -174,7 +178,9 @@ def test_a_requirement_without_bounds_is_installed_as_well(machine, monkeypatch)
 
 def test_packages_come_from_the_index_that_is_named(machine, monkeypatch):
     venv, pip = installed(monkeypatch, machine, REQUIRED, "", "http://mirror/simple")
-    assert pip[pip.index("--index-url") + 1] == "http://mirror/simple"
+    # In the environment: an address with a password in it must not be on a command line.
+    assert pip[-1] == "PIP_INDEX_URL=http://mirror/simple"
+    assert "--index-url" not in pip
     # No other index is asked on the way there.
     assert "--upgrade-deps" not in venv
 
@@ -190,16 +196,19 @@ def test_the_venv_is_made_from_the_python_that_has_torch(tmp_path, monkeypatch):
 def test_an_installation_that_fails_says_why(machine, monkeypatch):
     real = provision._run
 
-    def run(command: list[str], failure: str, hint: str) -> None:
+    def run(command: list[str], failure: str, hint: str, environment: Any = None) -> None:
         if "pip" in command:
-            command = ["sh", "-c", "echo a; echo 'ERROR: No matching thing' >&2; exit 1"]
-            real(command, failure, hint)
+            error = "ERROR: No matching thing at https://user:secret@mirror/simple"
+            command = ["sh", "-c", f"echo a; echo '{error}' >&2; exit 1"]
+            real(command, failure, hint, environment)
 
     monkeypatch.setattr(provision, "_run", run)
     monkeypatch.setattr(provision, "_see_packages_of", lambda *_: None)
     with pytest.raises(TrainError) as caught:
         provision.ensure(str(machine.root), REQUIRED)
-    assert caught.value.message.endswith("failed: ERROR: No matching thing")
+    assert caught.value.message.endswith(
+        "failed: ERROR: No matching thing at https://mirror/simple"
+    )
     assert "provision_index_url" in caught.value.hint
     assert caught.value.category == "infra"
 

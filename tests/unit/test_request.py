@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from remote_train import request
 from remote_train.errors import TrainError
 from tests.unit.stage_host import build, kinds, stage_of, values
+from training.errors import JobError
+from training.settings import read_settings
 
 OWN = {"name": "physics", "train": ["data/p.jsonl"], "adapter": "adapter_physics"}
 
@@ -479,3 +481,39 @@ def test_no_text_in_a_setting_breaks_the_request(changes):
         pass
     else:
         assert json.loads(json.dumps(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("learning_rate", 0, "above 0"),
+        ("num_train_epochs", -1, "above 0"),
+        ("lora_dropout", 7, "below 1"),
+        ("lora_dropout", -0.1, "0 or more"),
+        ("warmup_ratio", 1, "below 1"),
+        ("seed", 2**63, "below"),
+        ("max_length", 7, "8 or more"),
+        ("dtype", "float16", "one of auto, float32, bfloat16"),
+        ("lr_scheduler_type", "wave", "one of cosine, linear, constant"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_before_anything_is_sent(name, value, words):
+    with pytest.raises(TrainError, match=f"{name} is .*{words}"):
+        build(stage_settings={"style": {name: value}})
+
+
+@pytest.mark.parametrize(("least", "good"), [(request._LEAST, 0), (request._ABOVE, 1)])
+def test_the_ranges_are_those_that_the_training_holds(least, good):
+    base = {"model_name_or_path": "m"}
+    for name, limit in least.items():
+        if name in ("max_new_tokens", "eval_batch_size"):
+            continue  # of the evaluation: training.job holds them
+        read_settings({**base, name: limit + good})
+        with pytest.raises(JobError):
+            read_settings({**base, name: limit - 1})
+
+
+@pytest.mark.parametrize("tag", ["all", "tagged"])
+def test_leaving_out_everything_is_refused(tag):
+    with pytest.raises(TrainError, match="leaves nothing to do"):
+        request.choose_steps(["all"], [tag], ["sample"])

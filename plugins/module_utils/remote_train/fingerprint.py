@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import TrainError
-from .hashing import file_digest
+from .hashing import digest_files, file_digest
 
 WEIGHTS_ENTRY = "fit"
 """The module of ``training/`` whose imports, followed through, can change weights."""
@@ -131,6 +131,12 @@ def files_digest(root: str, names: list[str]) -> str:
     return digest({name: _data_digest(root, name) for name in sorted(names)})
 
 
+def model_folder(name: str, root: str) -> str | None:
+    """The base model's folder, where ``name`` is one: absolute, from home, or under ``root``."""
+    folder = os.path.join(root, os.path.expanduser(name))
+    return folder if os.path.isdir(folder) else None
+
+
 def base_model(model: Mapping[str, Any], root: str) -> str:
     """What the base model is: the digest of a folder's files, or ``name@revision``.
 
@@ -138,17 +144,19 @@ def base_model(model: Mapping[str, Any], root: str) -> str:
     so that fetching it changes no fingerprint; the commit it stood for is recorded as effective.
     """
     name = str(model["model_name_or_path"])
-    folder = os.path.join(root, name)
-    if not os.path.isdir(folder):
+    folder = model_folder(name, root)
+    if folder is None:
         return f"{name}@{model['model_revision']}"
-    entries = {}
+    paths = []
     for where, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for file in sorted(files):
-            if not file.startswith(".") and _is_model_file(file):
-                path = os.path.join(where, file)
-                entries[os.path.relpath(path, folder)] = file_digest(path, "sha256")
-    return digest(entries)
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        paths += [
+            os.path.join(where, file)
+            for file in files
+            if not file.startswith(".") and _is_model_file(file)
+        ]
+    digests = digest_files(sorted(paths))
+    return digest({os.path.relpath(str(path), folder): found for path, found in digests.items()})
 
 
 def _is_model_file(name: str) -> bool:

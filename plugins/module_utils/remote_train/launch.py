@@ -159,8 +159,7 @@ def _wait_for_status(root: str, token: str, supervisor: subprocess.Popen[bytes])
 def _model(root: str, stage: Mapping[str, Any]) -> str:
     """A model folder by its absolute path, a name on a hub as it is."""
     name = str(stage["model"]["model_name_or_path"])
-    folder = os.path.join(root, name)
-    return folder if os.path.isdir(folder) else name
+    return fingerprint.model_folder(name, root) or name
 
 
 def _job(

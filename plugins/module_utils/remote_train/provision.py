@@ -7,6 +7,7 @@ that it is made from, and a torch that is there is held at its version, never re
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,8 @@ _VENV_PACKAGES = """
 import sys, sysconfig
 print(sysconfig.get_path("purelib") if sys.prefix != sys.base_prefix else "")
 """
+
+_PASSWORD = re.compile(r"//[^/@\s]+@")
 
 INSTALL_WITHIN = 3600.0
 """Seconds that an installation may take; torch alone is gigabytes with CUDA."""
@@ -117,19 +120,23 @@ def _install(python: str, wanted: list[str], present: Mapping[str, str], index_u
     """Install ``wanted``; what is there already keeps its version where it is torch."""
     held = [f"torch=={present['torch']}"] if "torch" in present else []
     command = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    if index_url:
-        command += ["--index-url", index_url]
     _run(
         [*command, *wanted, *held],
         f"Installing {', '.join(wanted)} failed",
         "Check the host's way to a package index (provision_index_url names another).",
+        # In the environment and not on the command line: an index's address may hold a password,
+        # and every user of the host can read command lines.
+        {"PIP_INDEX_URL": index_url} if index_url else {},
     )
 
 
-def _run(command: list[str], failure: str, hint: str) -> None:
+def _run(
+    command: list[str], failure: str, hint: str, environment: Mapping[str, str] | None = None
+) -> None:
     try:
         done = subprocess.run(
             command,
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=INSTALL_WITHIN,
@@ -140,4 +147,5 @@ def _run(command: list[str], failure: str, hint: str) -> None:
     if done.returncode:
         text = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
         errors = [line for line in text if "error" in line.lower()] or text[-1:] or ["no word"]
-        raise TrainError(f"{failure}: {errors[-1]}", hint, "infra")
+        said = _PASSWORD.sub("//", errors[-1])
+        raise TrainError(f"{failure}: {said}", hint, "infra")

@@ -109,6 +109,46 @@ def typed(name: str, value: Any, kind: str) -> Any:
     )
 
 
+_LEAST = {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_length": 8,
+    "lora_r": 1,
+    "lora_alpha": 1,
+    "lora_dropout": 0,
+    "weight_decay": 0,
+    "warmup_ratio": 0,
+    "max_grad_norm": 0,
+    "seed": 0,
+    "max_new_tokens": 1,
+    "eval_batch_size": 1,
+}
+_ABOVE = {"learning_rate": 0, "num_train_epochs": 0}
+_BELOW = {"lora_dropout": 1, "warmup_ratio": 1, "seed": 2**63}
+_ONE_OF = {
+    "lr_scheduler_type": ("cosine", "linear", "constant"),
+    "dtype": ("auto", "float32", "bfloat16"),
+}
+
+
+def check_range(name: str, value: Any) -> None:
+    """Refuse a setting that no training could use, before anything is sent.
+
+    The training holds the same ranges (``training/settings.py``), for those who run it by hand.
+    """
+    wrong = ""
+    if name in _LEAST and value < _LEAST[name]:
+        wrong = f"{_LEAST[name]} or more"
+    elif name in _ABOVE and value <= _ABOVE[name]:
+        wrong = f"above {_ABOVE[name]}"
+    elif name in _BELOW and value >= _BELOW[name]:
+        wrong = f"below {_BELOW[name]}"
+    elif name in _ONE_OF and value not in _ONE_OF[name]:
+        wrong = f"one of {', '.join(_ONE_OF[name])}"
+    if wrong:
+        raise TrainError(f"{name} is {value!r}; it must be {wrong}.", f"Correct {name}.")
+
+
 def _collection(name: str, value: Any, kind: str) -> Any:
     """A list or a mapping. ``-e name=value`` gives text: read as Ansible's argument specs do."""
     if kind == "list" and isinstance(value, str):
@@ -155,6 +195,8 @@ def choose_steps(
     stage_tags = list(stage_tags)
     known = {*stage_tags, *STEPS}
     run, skip = set(run_tags), set(skip_tags)
+    if skip & {"all", "tagged"}:
+        raise TrainError("--skip-tags all leaves nothing to do.", "Name the tags to leave out.")
     for tag in sorted((run | skip) - {"all", "always", "tagged"}):
         if tag not in known:
             raise TrainError(
@@ -213,6 +255,8 @@ def _stage(
                 nearest(key, known) or f"The settings are {', '.join(known)}.",
             )
     chosen = {key: typed(key, own.get(key, values[key]), kinds.get(key, "raw")) for key in known}
+    for key, value in chosen.items():
+        check_range(key, value)
     chosen["target_modules"] = _target_modules(chosen["target_modules"])
     thresholds = values["stage_thresholds"].get(name, item.get("thresholds")) or {}
     for key in thresholds:

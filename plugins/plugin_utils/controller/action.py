@@ -15,6 +15,8 @@ from ansible.utils.display import Display
 
 from remote_train.errors import TrainError
 
+from .text import printable
+
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
 """This project's own folder: the checkout, or wherever it is installed."""
 
@@ -105,7 +107,7 @@ class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no type
 
     def warn(self, text: str) -> None:
         """Show a warning to the person."""
-        Display().warning(text)
+        Display().warning(printable(text))
 
 
 def _words(result: Result) -> str:
@@ -128,11 +130,6 @@ def can_rewrite(task_vars: Mapping[str, Any]) -> bool:
     a worker process that has none.
     """
     return bool(task_vars.get("controller_terminal")) and not os.environ.get("NO_COLOR")
-
-
-def printable(text: str) -> str:
-    """``text`` without control characters: a host could hide or fake lines with them."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 def new_token() -> str:
