@@ -2,74 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import ansible_runner
 import yaml
 
 from . import options
+from .interrupt import Interrupt
+from .watch import INTERRUPTED, Watch
 
 PROJECT = Path(__file__).resolve().parent.parent
 """Where playbooks, roles and plugins are."""
 
-DONE, FAILED, WRONG, UNREACHABLE, INTERRUPTED = range(5)
-"""The exit statuses (design brief, section 9)."""
-
-REQUEST_ACTIONS = (
-    "settings",
-    "ansible.builtin.validate_argument_spec",
-    "ansible.builtin.assert",
-)
-"""A failure of one of these means that the request was wrong."""
-
-
-class Watch:
-    """Remembers of the events what the exit status depends on."""
-
-    def __init__(self) -> None:
-        self.request_was_wrong = False
-        self.unreachable = False
-        self.in_stage = False
-
-    def __call__(self, event: dict[str, Any]) -> bool:
-        """Look at one event; False keeps ansible-runner from writing it to a file."""
-        data = event.get("event_data") or {}
-        name, action = event.get("event"), data.get("task_action")
-        if name == "runner_on_start":
-            self.in_stage = action == "stage"
-        elif name == "runner_on_failed" and not data.get("ignore_errors"):
-            self.request_was_wrong |= action in REQUEST_ACTIONS
-        elif name == "runner_on_unreachable":
-            self.unreachable = True
-        return False
-
-    def status(self, return_code: int) -> int:
-        """The exit status of the whole command."""
-        if return_code == 0:
-            return DONE
-        if self.unreachable:
-            return UNREACHABLE
-        return WRONG if self.request_was_wrong else FAILED
+SETTINGS = {"suppress_output_file": True, "pexpect_timeout": 0.3}
+"""ansible-runner's settings: keep no copy of the output, and see after 0.3 s whether to stop, in
+place of 5 s."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand."""
-    given = options.parser().parse_args(arguments)
-    if given.host and given.inventory:
-        options.parser().error("--host and --inventory both name the host: give one of them")
-    if given.inventory and not os.path.exists(given.inventory):
-        options.parser().error(f"there is no inventory {given.inventory}")
+    given = options.read(arguments)
     watch = Watch()
-    with tempfile.TemporaryDirectory(prefix="remote-train-") as private:
+    interrupt = Interrupt(lambda: watch.pid)
+    with tempfile.TemporaryDirectory(prefix="remote-train-") as private, interrupt.listening():
+        _write_settings(private)
         run = ansible_runner.run(
             private_data_dir=private,
-            project_dir=str(PROJECT / "playbooks"),
-            playbook=options.PLAYBOOKS[given.command][0],
+            # ansible-runner runs the playbook there: what the inventory or a default gives as a
+            # relative path is then the caller's, as it is with ansible-playbook.
+            project_dir=os.getcwd(),
+            playbook=str(PROJECT / "playbooks" / options.PLAYBOOKS[given.command][0]),
             inventory=_inventory(given, private),
             extravars=options.extra_variables(given) | options.connection_variables(given),
             tags=",".join(options.tag_of(stage) for stage in given.stage) or None,
@@ -86,22 +54,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 # ansible-runner turns this off unless it is told.
                 "ANSIBLE_HOST_KEY_CHECKING": "True",
             },
-            settings={"suppress_output_file": True, "idle_timeout": None},
             suppress_env_files=True,
             event_handler=watch,
+            cancel_callback=interrupt.must_kill,
         )
-    if run.status == "canceled":
-        if watch.in_stage:
-            sys.stdout.write("The training goes on there; the same command follows it again.\n")
-        return INTERRUPTED
-    return watch.status(run.rc)
+    status = watch.status(run.rc, interrupt.happened)
+    if interrupt.happened and run.rc != 0:
+        sys.stdout.write(_interrupted(status))
+    return status
 
 
-def _inventory(given: Any, private: str) -> str:
+def _write_settings(private: str) -> None:
+    """Put the settings where ansible-runner reads them.
+
+    It ignores its argument of that name together with ``suppress_env_files``, which keeps what
+    may be secret out of files.
+    """
+    path = Path(private, "env", "settings")
+    path.parent.mkdir()
+    path.write_text(json.dumps(SETTINGS), encoding="utf-8")
+
+
+def _interrupted(status: int) -> str:
+    """What a person who stopped the run has to know."""
+    if status == INTERRUPTED:
+        return (
+            "Interrupted. The training goes on there: give the same command again, and it "
+            "follows it and brings the results home.\n"
+        )
+    return "Interrupted. No training was running: the same command goes on from here.\n"
+
+
+def _inventory(given: Namespace, private: str) -> str:
     """The path of the inventory: the one named, one made for ``--host``, or this machine."""
     made = options.inventory(given)
     if made is None:
-        return os.path.abspath(given.inventory or PROJECT / "inventory" / "local")
+        return given.inventory or str(PROJECT / "inventory" / "local")
 
     path = Path(private, "inventory", "hosts.yml")
     path.parent.mkdir()

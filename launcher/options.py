@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
+from collections.abc import Sequence
 from typing import Any
 
 PLAYBOOKS = {
@@ -14,8 +17,25 @@ PLAYBOOKS = {
 }
 """Each subcommand with its playbook and what it does."""
 
-CONNECTION = {"port": "ansible_port", "user": "ansible_user"}
-"""The options that say how to reach the host, with the variables of the inventory they set."""
+CONNECTION = {
+    "host": "ansible_host",
+    "port": "ansible_port",
+    "user": "ansible_user",
+    "key": "ansible_ssh_private_key_file",
+}
+"""The options that say how to reach the host, with the variables they set."""
+
+PATHS = ("inventory", "key", "project_src", "collect_dest")
+"""The options that name a file or folder on this machine."""
+
+NO_STAGES = ("precheck", "sync", "provision", "collect", "always", "never", "tagged", "untagged")
+"""Tags that would be taken for a stage: the run's own steps, and words of Ansible's."""
+
+QUESTION = (
+    "remote-train never asks anything: with ansible-playbook, a person at a terminal is asked "
+    "once,\nafter the stage sample, whether to go on."
+)
+"""What is different from ansible-playbook, whose terminal ansible-runner can't pass on."""
 
 SETTINGS = (
     "project_root",
@@ -37,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
         prog="remote-train",
         description="Train LoRA adapters on a rented GPU machine over SSH, and bring them home.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{name:10} {text}" for name, (_, text) in PLAYBOOKS.items()),
+        epilog="\n".join(f"{name:10} {text}" for name, (_, text) in PLAYBOOKS.items())
+        + f"\n\n{QUESTION}",
         allow_abbrev=False,
     )
     known.add_argument("command", nargs="?", choices=PLAYBOOKS, default="run", metavar="COMMAND")
@@ -65,6 +86,31 @@ def parser() -> argparse.ArgumentParser:
     return known
 
 
+def read(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's options, checked, with paths made absolute from the current folder.
+
+    :raises SystemExit: with status 2 where they make no sense, after a sentence that says why.
+    """
+    known = parser()
+    given = known.parse_args(arguments)
+    for name in PATHS:
+        path = getattr(given, name)
+        if path is not None:
+            setattr(given, name, os.path.abspath(os.path.expanduser(path)) if path else "")
+    if given.host == "":
+        known.error("--host is empty: name the GPU host")
+    if given.host is not None and given.inventory is not None:
+        known.error("--host and --inventory both name the host: give one of them")
+    for name in ("inventory", "key"):
+        path = getattr(given, name)
+        if path is not None and not os.path.exists(path):
+            known.error(f"--{name}: there is no {path}")
+    for stage in given.stage:
+        if stage in NO_STAGES or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", stage):
+            known.error(f"--stage: {stage!r} is no stage; give --stage again for another one")
+    return given
+
+
 def extra_variables(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that the command line gives; what it doesn't name stays as it is."""
     given = {name: getattr(options, name) for name in SETTINGS}
@@ -72,25 +118,20 @@ def extra_variables(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def inventory(options: argparse.Namespace) -> dict[str, Any] | None:
-    """An inventory for ``--host``, or None where the command line names no host."""
-    if not options.host:
-        return None
-    host: dict[str, Any] = {"ansible_host": options.host}
-    for option, variable in CONNECTION.items():
-        if getattr(options, option) is not None:
-            host[variable] = getattr(options, option)
-    if options.key:
-        host["ansible_ssh_private_key_file"] = options.key
-    return {"gpu_hosts": {"hosts": {options.host: host}}}
+    """An inventory for ``--host``, or None where the command line names no host.
+
+    How to reach it is not in there: the environment would beat that.
+    """
+    return {"gpu_hosts": {"hosts": {options.host: {}}}} if options.host else None
 
 
 def connection_variables(options: argparse.Namespace) -> dict[str, Any]:
-    """``--port`` and ``--user`` beside ``-i``, where they beat what the inventory says."""
-    return {
-        variable: getattr(options, option)
-        for option, variable in CONNECTION.items()
-        if not options.host and getattr(options, option) is not None
-    }
+    """How to reach the host, as far as the command line says it.
+
+    For Ansible's ``-e``, which beats environment and inventory.
+    """
+    given = {variable: getattr(options, option) for option, variable in CONNECTION.items()}
+    return {variable: value for variable, value in given.items() if value is not None}
 
 
 def tag_of(stage: str) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from pathlib import Path
 from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
 
 from ansible import constants
 from ansible.plugins.callback.default import CallbackModule as Default
