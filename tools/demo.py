@@ -30,6 +30,8 @@ ELSEWHERE = (
     "TRAIN_SYNC_PROJECT_ROOT",
 )
 
+INTERRUPTED = 99  # what ansible-playbook ends with after Ctrl-C
+
 
 def main(options: list[str]) -> int:
     """Exit status: the playbook's; 1 when it didn't come to that; 128 + n after signal n."""
@@ -41,6 +43,8 @@ def main(options: list[str]) -> int:
         server = sshd_host.start(BUILD / "ssh")
         say(f"the GPU host is this machine, {server.user}@{server.address} port {server.port}")
         status = run_playbook(options)
+        if status == INTERRUPTED:
+            say("a training that had begun goes on by itself; make demo follows it again")
         name_report()
         return status
     except TrainError as error:

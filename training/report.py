@@ -106,16 +106,21 @@ def scores_table(scores: dict[str, dict[str, float]]) -> str:
 
 
 def _is_wrong(verdict: dict[str, Any]) -> bool:
-    return bool(verdict["empty"] or verdict["missed"] or False in verdict.values())
+    return bool(_complaints(verdict))
 
 
-def _shown(prediction: dict[str, Any]) -> str:
-    verdict = prediction["verdict"]
-    wrong = [n for n, value in verdict.items() if value is False and n != "empty"]
+def _complaints(verdict: dict[str, Any]) -> list[str]:
+    """What is wrong with an answer, a phrase each; ``empty`` is the one that is false when well."""
+    wrong = [name for name, value in verdict.items() if value is False and name != "empty"]
     if verdict["empty"]:
         wrong.append("empty answer")
     if verdict["missed"]:
         wrong.append("missed: " + "; ".join(verdict["missed"]))
+    return wrong
+
+
+def _shown(prediction: dict[str, Any]) -> str:
+    wrong = _complaints(prediction["verdict"])
     name = prediction["id"] or f"{prediction['file']} line {prediction['line']}"
     quoted = "\n".join("> " + line for line in prediction["answer"][:300].splitlines())
     return f"### {name}\n\n{', '.join(wrong)}\n\n{quoted}\n"

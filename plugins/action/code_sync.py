@@ -9,6 +9,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
 
+from ansible.errors import AnsibleConnectionFailure
+
 from controller import project
 from controller.action import Result, TrainAction
 from remote_train import bundle, plan, runs
@@ -21,7 +23,23 @@ class ActionModule(TrainAction):
     """``code_sync:`` with the plan; sends what the plan says differs."""
 
     def act(self, task_vars: Result) -> Result:
-        """Send the project, then the engine, where they differ."""
+        """Send the project, then the engine, where they differ.
+
+        A host that can't be reached is a failure like any other here, so that what was seen of
+        the run so far is still left at home.
+        """
+        try:
+            return self._sync(task_vars)
+        except AnsibleConnectionFailure:
+            return {
+                "failed": True,
+                "unreachable_host": True,
+                "msg": "The host can't be reached, so the training project was not synced.",
+                "hint": "Give the same command again when the host is back.",
+                "category": "infra",
+            }
+
+    def _sync(self, task_vars: Result) -> Result:
         self._vars = task_vars
         self._root = self.argument("project_root")
         made = self.argument("plan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
@@ -32,6 +33,9 @@ class ActionModule(TrainAction):
         self._request = self.argument("request")
         self._run = self.argument("run")
         self._home = os.path.abspath(os.path.expanduser(self.argument("dest")))
+        if self.argument("expected") == []:
+            self.say("  nothing to collect: nothing has been trained on the host yet")
+            return {"changed": False}
         if self.check:
             self.say(f"  would bring adapters, logs and reports to {self._home}")
             return {"changed": False}
@@ -47,19 +51,24 @@ class ActionModule(TrainAction):
 
     def _collect(self) -> Result:
         expected = self.argument("expected")
-        if expected is not None:
-            return self._bring(expected)
         controller = self.argument("controller")
         try:
+            if expected is not None:
+                return self._bring(expected)
             gathered, brought = self._gather(controller)
-        except AnsibleConnectionFailure as error:
-            self._leave_record(controller)
-            raise TrainError(
-                "The host can't be reached, so nothing was collected.",
-                f"What was seen from here is in {self._record_folder()}; give the same command "
-                "again when the host is back, and it collects.",
-                "infra",
-            ) from error
+        except AnsibleConnectionFailure:
+            seen = ""
+            if expected is None:
+                self._leave_record(controller)
+                seen = f"What was seen from here is in {self._record_folder()}. "
+            return {
+                "failed": True,
+                "unreachable_host": True,
+                "msg": "The host can't be reached, so nothing was collected.",
+                "hint": f"{seen}Give the same command again when the host is back, and it "
+                "collects.",
+                "category": "infra",
+            }
         self.say("")
         for line in gathered["table"].splitlines():
             self.say(line)
@@ -128,8 +137,12 @@ class ActionModule(TrainAction):
         os.makedirs(self._home, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._home) as folder:
             here = os.path.join(folder, "home.tar.gz")
-            self._connection.fetch_file(packed["bundle"], here)
-            self._remove(packed["bundle"])
+            try:
+                self._connection.fetch_file(packed["bundle"], here)
+            finally:
+                # What can't be removed now, the packing of another day removes.
+                with contextlib.suppress(AnsibleConnectionFailure, TrainError):
+                    self._remove(packed["bundle"])
             unpacked = os.path.join(folder, "files")
             bundle.apply(here, unpacked, os.path.join(folder, "state"), packed["sha256"])
             right = bundle.compare(unpacked, {path: wanted[home_path(path)] for path in paths})
@@ -170,7 +183,10 @@ class ActionModule(TrainAction):
     def _leave_record(self, controller: Result) -> None:
         """The controller's own part of the record, where the host can't be asked for its."""
         failure = controller["failure"] or {}
+        folder = self._record_folder()
         found = issues.merge(
+            # An earlier command may have collected a part of this run.
+            issues.read(os.path.join(folder, "issues.jsonl")),
             controller["issues"],
             [
                 issues.make(
@@ -182,7 +198,6 @@ class ActionModule(TrainAction):
                 )
             ],
         )
-        folder = self._record_folder()
         text = "".join(f"{issues.line(issue)}\n" for issue in found)
         write_text(os.path.join(folder, "issues.jsonl"), text)
         write_text(os.path.join(folder, "ISSUES.md"), issues.render(found))

@@ -21,13 +21,15 @@ class ActionModule(TrainAction):
     def act(self, task_vars: Result) -> Result:
         """Check the local data, then ask the host."""
         wanted = self.argument("request")
-        source = self._source(wanted["project_root"])
+        # What only brings results home doesn't mind what lies here, nor whether it is in order.
+        check_data = bool(self.argument("check_data", True))
+        source = self._source(wanted["project_root"]) if check_data else ""
         coming = None
         if source:
             _, coming = project.project_digests(
                 source, self.argument("whitelist", ""), self.argument("exclude", [])
             )
-        on_host = self._check_data(wanted, source, coming or {})
+        on_host = self._check_data(wanted, source, coming or {}) if check_data else []
         requirements = self._requirements(wanted)
         made = self.call(
             "plan",
@@ -41,7 +43,14 @@ class ActionModule(TrainAction):
             },
             task_vars,
         )
-        return self._result(made, source, on_host, requirements)
+        if made["uncollected"] is not None and not runs.is_name(made["uncollected"]):
+            # It becomes a part of paths here.
+            raise TrainError(
+                f"The host offers {made['uncollected']!r}, which is not the name of a run.",
+                "Don't trust this host.",
+                "integrity",
+            )
+        return self._result(wanted, made, source, on_host, requirements)
 
     def _requirements(self, wanted: Result) -> dict[str, str]:
         """What the training's Python must have; nothing where only the user's commands run."""
@@ -70,7 +79,13 @@ class ActionModule(TrainAction):
     def _check_data(
         self, wanted: Result, source: str, coming: dict[str, str]
     ) -> list[dict[str, str]]:
-        """Check the data that sync brings; what it doesn't bring is for the gate on the host."""
+        """Check the data that sync brings; what it doesn't bring is for the gate on the host.
+
+        A step that sees to the data by itself, without a stage, sees to that of all stages.
+        """
+        if not wanted["selected"] and {"precheck", "sync"} & set(wanted["steps"]):
+            names = [s["name"] for s in wanted["stages"] if s["name"] not in wanted["left_out"]]
+            wanted = {**wanted, "selected": names}
         files = request.data_files(wanted)
         here = [file for file in files if file["name"] in coming]
         reports, leaks = chats.check_files(source, here)
@@ -101,6 +116,7 @@ class ActionModule(TrainAction):
 
     def _result(
         self,
+        wanted: Result,
         made: Result,
         source: str,
         on_host: list[dict[str, str]],
@@ -108,6 +124,7 @@ class ActionModule(TrainAction):
     ) -> Result:
         sync = made["sync"] or {"add": [], "change": [], "remove": []}
         sends = bool(any(sync.values()) or made["engine_changed"])
+        due = _due(wanted, made, sends)
         lines = list(_lines(made, sync, sends))
         for line in lines:
             self.say(line)
@@ -121,7 +138,10 @@ class ActionModule(TrainAction):
             "sync": sync,
             "engine_changed": made["engine_changed"],
             "sends": sends,
-            "empty": not (made["work"] or sends or made["live"] or made["uncollected"]),
+            "due": due,
+            "empty": not (due or made["live"]),
+            # Where no stage was ever asked for or trained, there is nothing to keep a record of.
+            "records": bool(wanted["selected"] or made["uncollected"]),
             "source": source,
             "data_on_host": on_host,
             "requirements": requirements,
@@ -130,12 +150,26 @@ class ActionModule(TrainAction):
         }
 
 
+def _due(wanted: Result, made: Result, sends: bool) -> list[str]:
+    """The steps among those asked for that have something to do, the gate apart: it always looks.
+
+    A Python is made for a stage that runs, or where nothing but the steps was asked for.
+    """
+    due = {
+        "sync": sends,
+        "provision": made["python"] is None and bool(made["work"] or not wanted["selected"]),
+        "train": bool(made["work"]),
+        "collect": bool(made["uncollected"]),
+    }
+    return [step for step, has in due.items() if has and step in (*wanted["steps"], "train")]
+
+
 _VERBS = {"train": "trains", "evaluate": "is evaluated again", "skip": "skips", "leave": "left out"}
 
 
 def _lines(made: Result, sync: dict[str, list[str]], sends: bool) -> Any:
     """The plan for a person: a line a stage, then sync and Python."""
-    wide = max(len(stage["name"]) for stage in made["stages"])
+    wide = max((len(stage["name"]) for stage in made["stages"]), default=0)
     for stage in made["stages"]:
         reasons = "; ".join(stage["reasons"])
         hint = ""

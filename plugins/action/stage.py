@@ -33,7 +33,10 @@ class ActionModule(TrainAction):
             self._line.keep,
         )
         if self.argument("attach", False):
-            return self._attach()
+            try:
+                return self._attach()
+            except follow.GaveUpError as error:
+                return _failed(error)
         name = self.argument("stage")
         blocked = self._blocked_by(name)
         if blocked:
@@ -45,10 +48,7 @@ class ActionModule(TrainAction):
             return self._train(name, task_vars)
         except TrainError as error:
             return {
-                "failed": True,
-                "msg": error.message,
-                "hint": error.hint,
-                "category": error.category,
+                **_failed(error),
                 "stage": name,
                 "state": "failed",
                 "issues": self._cuts(name),
@@ -113,6 +113,7 @@ class ActionModule(TrainAction):
     def _attach(self) -> Result:
         """Follow the training that runs already."""
         status = self.argument("live")
+        live.require_running(self._root, status)
         self._refuse_or_say(status)
         if self.check:
             return {"changed": False, "stage": status.get("stage"), "state": "running"}
@@ -130,6 +131,8 @@ class ActionModule(TrainAction):
                 f"{who}.", "Wait for it, or leave out on_lock=fail to follow it.", "ops"
             )
         verb = "waiting for it" if self._request["on_lock"] == "wait" else "following it"
+        if self.check:
+            verb = "a run would wait for its end"
         self._line.keep(f"  {who}: {verb}.")
 
     def _follow(self, status: Result) -> Result | None:
@@ -144,13 +147,18 @@ class ActionModule(TrainAction):
         offset, pause = 0, follow.POLL_SECONDS[0]
         silent = self._request["on_lock"] == "wait" and self.argument("attach", False)
         beat, beat_seen = status.get("heartbeat"), time.monotonic()
+        unreadable_since: float | None = None
         while status.get("state") == "running":
             text = self._link.command(follow.poll_command(path, log, offset))
             try:
                 status, fresh = follow.parse_answer(text)
             except ValueError:
+                unreadable_since = unreadable_since or time.monotonic()
+                if time.monotonic() - unreadable_since > follow.SILENT_AFTER:
+                    raise self._unreadable(stage, text) from None
                 time.sleep(pause)
                 continue
+            unreadable_since = None
             offset += len(fresh)
             if status.get("token") != token:
                 return None
@@ -167,8 +175,18 @@ class ActionModule(TrainAction):
     def _silent(self, stage: str) -> TrainError:
         return TrainError(
             f"The supervisor of {stage} has given no sign of life for {follow.SILENT_AFTER:.0f} s.",
-            "It was killed, or the host hangs: look at outputs/training_sync/live there, then "
-            "give the same command again.",
+            "It was killed, the disk is full, or the host hangs: look at "
+            "outputs/training_sync/live there, then give the same command again.",
+            "infra",
+        )
+
+    def _unreadable(self, stage: str, text: str) -> TrainError:
+        first = text.strip().splitlines()[:1] or [""]
+        return TrainError(
+            f"What the host says of {stage} could not be read for {follow.SILENT_AFTER:.0f} s; "
+            f"it begins with {first[0][:60]!r}.",
+            "See what the login shell prints there, and outputs/training_sync/live; then give "
+            "the same command again.",
             "infra",
         )
 
@@ -216,3 +234,16 @@ class ActionModule(TrainAction):
         elapsed = float(status.get("heartbeat", 0)) - float(status.get("started_at", 0))
         self._line.keep(f"  {stage}  {status.get('state')} in {duration(elapsed)}")
         return result
+
+
+def _failed(error: TrainError) -> Result:
+    """The result that an error ends in; it says so where the host is not to be reached."""
+    result: Result = {
+        "failed": True,
+        "msg": error.message,
+        "hint": error.hint,
+        "category": error.category,
+    }
+    if isinstance(error, follow.GaveUpError):
+        result["unreachable_host"] = True
+    return result

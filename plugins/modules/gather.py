@@ -8,7 +8,8 @@ short_description: Gather one run in its folder, with the digests of all that co
 description:
   - Brings reports, logs and records of a run together in its folder, writes C(SHA256SUMS) over
     it and C(outputs.sha256) over adapters, markers and finished logs.
-  - With O(pack), packs the named files into one bundle to be fetched instead.
+  - With O(pack), packs the named files into one bundle to be fetched instead, and removes
+    bundles that have waited for more than a day.
 author: the remote-train authors
 attributes:
   check_mode:

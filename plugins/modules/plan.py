@@ -82,12 +82,14 @@ pythons_tried:
   elements: dict
   returned: success
 home:
-  description: What the last collect gathered, C(path) and C(sha256) each.
+  description:
+    - What the last collect gathered, C(path) and C(sha256) each.
+    - Empty where one of those files has gone from the host.
   type: list
   elements: dict
   returned: success
 uncollected:
-  description: The name of the last run where it was never collected, or null.
+  description: The name of the last run where it has to be collected (again), or null.
   type: str
   returned: success
 sync:

@@ -445,7 +445,8 @@ def test_a_project_root_that_is_a_file_is_named(site: Site) -> None:
     assert outcome.failures == [
         f"[gpu] The check disk_writable failed: {site.root} is not a folder. Set project_root to a "
         "folder of this user, or give the user that right.",
-        "[gpu] The run did not end well: nothing was changed on the host.",
+        f"[gpu] The run did not end well: The check disk_writable failed: {site.root} is not a "
+        "folder; nothing was changed on the host.",
     ]
     assert tree(site.host) == before
 
@@ -492,7 +493,9 @@ def test_a_missing_file_where_nothing_is_synced_is_said_before_anything_is_chang
         "The check data_files failed: data/training/processed/style_sft_sample.jsonl: "
         "there is no such file."
     )
-    assert outcome.failures[1:] == ["The run did not end well: nothing was changed on the host."]
+    (last,) = outcome.failures[1:]
+    assert last.startswith("The run did not end well: The check data_files failed: ")
+    assert last.endswith("; nothing was changed on the host.")
     assert "=> {" not in outcome.output
     assert tree(site.host) == before
     assert not site.home.exists()
@@ -506,6 +509,6 @@ def test_a_bad_line_where_nothing_is_synced_is_named(site: Site) -> None:
     assert outcome.status == 2, outcome.output
     assert outcome.failures[0] == (
         f"The check data_files failed: {STYLE}, line 37: not JSON "
-        "(Expecting value at column 1). Correct the named lines."
+        "(Expecting value at column 1). Put the file there, or correct the named lines."
     )
     assert tree(site.host) == before

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
 import pytest
+import yaml
 
 from tests.integration.sites import Outcome, Site
 
@@ -104,3 +106,77 @@ def test_without_a_terminal_nothing_is_asked(first_run: tuple[Site, Outcome]) ->
     site, outcome = first_run
     assert QUESTION not in outcome.output
     assert not (site.runs()[0] / ".stage_manual_stop").exists()
+
+
+# Several hosts
+
+
+@pytest.fixture
+def pair(trained_clone: Callable[..., Site]) -> tuple[Site, Path]:
+    """A site with a second host; that one's project root."""
+    site = trained_clone()
+    second = site.host / "tutor2"
+    shutil.copytree(site.root, second, symlinks=True)
+    path = site.folder / "hosts.yml"
+    inventory = yaml.safe_load(path.read_text(encoding="utf-8"))
+    hosts = inventory["gpu_hosts"]["hosts"]
+    home = str(site.folder / "home2")
+    hosts["other"] = {**hosts["gpu"], "project_root": str(second), "collect_dest": home}
+    path.write_text(yaml.safe_dump(inventory), encoding="utf-8")
+    return site, second
+
+
+def spoil(root: Path, *stages: str) -> None:
+    """Damage adapters below a project root, so that they train again."""
+    for stage in stages:
+        (root / f"outputs/adapter/adapter_{stage}/adapter_model.safetensors").write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    ("keys", "trained"),
+    [("n\r", ["sample", "sample"]), ("\r", ["sample", "sample", "style", "style"])],
+    ids=["no", "yes"],
+)
+def test_one_answer_holds_for_every_host(
+    pair: tuple[Site, Path], keys: str, trained: list[str]
+) -> None:
+    site, second = pair
+    for root in (site.root, second):
+        spoil(root, "sample", "style")
+    status, shown = answer(site, keys)
+    assert status == 0, shown
+    assert QUESTION not in shown
+    assert site.trained() == trained
+
+
+@pytest.mark.parametrize(
+    "asking",
+    [
+        pytest.param(0, id="the first asks"),
+        pytest.param(
+            1,
+            id="the last asks",
+        ),
+    ],
+)
+def test_a_no_stops_a_host_that_had_nothing_to_ask(pair: tuple[Site, Path], asking: int) -> None:
+    site, second = pair
+    roots = [site.root, second]
+    spoil(roots[asking], "sample", "style")
+    spoil(roots[1 - asking], "style")
+    status, shown = answer(site, "n\r")
+    assert status == 0, shown
+    assert site.trained() == ["sample"]
+
+
+def test_a_host_whose_sample_failed_keeps_no_other_from_asking(pair: tuple[Site, Path]) -> None:
+    site, second = pair
+    for root in (site.root, second):
+        spoil(root, "sample", "style")
+    # A file in the way of the first host's adapter: its stage's command can't write it.
+    folder = site.adapter("sample").parent
+    shutil.rmtree(folder)
+    folder.touch()
+    status, shown = answer(site, "n\r", "-e", "on_stage_failure=continue")
+    assert status != 0, shown
+    assert site.trained() == ["sample", "sample"]

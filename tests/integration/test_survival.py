@@ -18,7 +18,7 @@ import pytest
 
 import sshd_host
 from remote_train import live
-from tests.integration.sites import STAGES, Outcome, Site, finish, tree, until
+from tests.integration.sites import COMMAND, STAGES, Outcome, Site, finish, tree, until
 
 if TYPE_CHECKING:
     from tests.integration.conftest import GpuHost
@@ -236,6 +236,63 @@ def test_a_start_waits_while_another_one_is_being_made(
         until(lambda: waits_for(site.sync / "live/start.lock"), "the wait for the other start")
         assert site.trained() == []
     outcome = finish(process)
+    assert outcome.status == 0, outcome.output
+    assert site.trained() == ["style"]
+
+
+def test_a_check_says_that_a_training_runs_and_does_not_wait(
+    trained_clone: Callable[..., Site],
+) -> None:
+    site = damaged(trained_clone(), "style")
+    hold = site.hold("style")
+    process = site.start("--tags", "style")
+    wait_for(site, "style")
+    until(lambda: status(site).get("state") == "running", "the status")
+    check = site.run("--check", "--tags", "style")
+    still = status(site).get("state")
+    hold.unlink()
+    rest = finish(process)
+    assert still == "running"
+    assert check.status == 0, check.output
+    (line,) = [line for line in check.lines if " is running on " in line]
+    assert line.endswith(": a run would wait for its end.")
+    assert rest.status == 0, rest.output
+    assert site.trained() == ["style"]
+
+
+# Odd hosts and odd stages -----------------------------------------------------------------------
+
+
+def test_what_a_stage_leaves_running_is_named(trained_clone: Callable[..., Site]) -> None:
+    """A child in the background inherits the lock, which is held beyond the stage's end."""
+    left = f"{COMMAND}\nsleep 300 &\necho $! > ../../background\n"
+    site = trained_clone(stage_command=["sh", "-c", left])
+    first = site.run("--tags", "style")
+    pid = int((site.folder / "background").read_text(encoding="utf-8"))
+    try:
+        second = site.run("--tags", "style")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert first.status == 0, first.output
+    assert second.status == 2, second.output
+    (said,) = second.failures
+    assert said.startswith(
+        "[gpu] The stage style has ended, and something that it started is still running on the "
+        f"host: sleep (process {pid})."
+    )
+    assert site.trained() == ["style"]
+    third = site.run("--tags", "style")
+    assert third.status == 0, third.output
+
+
+def test_a_host_whose_shell_prints_a_banner(
+    trained_clone: Callable[..., Site], tmp_path: Path
+) -> None:
+    shell = tmp_path / "sh"
+    shell.write_text('#!/bin/sh\necho "Welcome to the GPU cloud!"\nexec /bin/sh "$@"\n')
+    shell.chmod(0o755)
+    site = damaged(trained_clone(ansible_shell_executable=str(shell)), "style")
+    outcome = site.run("--tags", "style")
     assert outcome.status == 0, outcome.output
     assert site.trained() == ["style"]
 

@@ -57,7 +57,8 @@ def test_every_stage_leaves_a_marker_with_its_outputs(first_run: tuple[Site, Out
             f"outputs/adapter/{ADAPTERS[stage]}/{name}"
             for name in ("adapter_model.safetensors", "adapter_config.json")
         }
-        assert set(marker["inputs"]["packages"]) == {"torch", "transformers", "peft"}
+        # Of what the user's own command imports, nothing is known.
+        assert marker["inputs"]["packages"] == {}
 
 
 def test_stages_run_in_their_order_each_once(first_run: tuple[Site, Outcome]) -> None:
@@ -483,3 +484,95 @@ def test_a_project_that_is_run_where_it_lies_is_not_synced_onto_itself(new_site:
     assert outcome.status == 0, outcome.output
     assert "  sync sends: this project's own code" in outcome.output
     assert tree(site.src) == before
+
+
+# Steps by themselves, and hosts of a kind of their own -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "playbook"),
+    [(["--tags", "collect"], "train_all.yml"), ([], "playbooks/collect.yml")],
+    ids=["tag", "playbook"],
+)
+def test_where_nothing_was_trained_collect_says_so_and_makes_nothing(
+    new_site: NewSite, arguments: list[str], playbook: str
+) -> None:
+    site = new_site()
+    outcome = site.run(*arguments, playbook=playbook)
+    assert outcome.status == 0, outcome.output
+    said = "nothing to collect: nothing has been trained on the host yet"
+    assert outcome.lines.count(said) == 1
+    assert not site.sync.exists()
+    assert not site.home.exists()
+
+
+def test_provision_alone_does_what_it_is_asked_for(trained_clone: Clone) -> None:
+    nowhere = "/nowhere/bin/python"
+    site = trained_clone(provision_python=nowhere)
+    outcome = site.run("--tags", "provision")
+    assert outcome.status == 2, outcome.output
+    assert nowhere in outcome.failures[0]
+    # The last word repeats the one step's sentence.
+    assert outcome.failures[-1].startswith("[gpu] The run did not end well: ")
+    assert outcome.failures[0].removeprefix("[gpu] ").rstrip(".") in outcome.failures[-1]
+
+
+def test_a_precheck_alone_looks_at_the_data_and_collect_does_not_mind_it(
+    trained_clone: Clone,
+) -> None:
+    site = trained_clone()
+    data = site.src / "data/training/processed/style_sft.jsonl"
+    data.write_text("{broken\n", encoding="utf-8")
+    for step in ("precheck", "sync"):
+        outcome = site.run("--tags", step)
+        assert outcome.status == 2, outcome.output
+        assert "data/training/processed/style_sft.jsonl" in outcome.failures[0]
+    (site.home / "adapter/adapter_style/adapter_model.safetensors").unlink()
+    outcome = site.run(playbook="playbooks/collect.yml")
+    assert outcome.status == 0, outcome.output
+    assert "(1 fetched)" in outcome.output
+
+
+def test_a_log_that_was_removed_on_the_host_is_no_obstacle(trained_clone: Clone) -> None:
+    site = trained_clone()
+    next(site.root.glob("outputs/logs/*.log")).unlink()
+    shutil.rmtree(site.home)
+    outcome = site.run()
+    assert outcome.status == 0, outcome.output
+    assert site.trained() == []
+    assert len(site.runs()) == 1
+    check_sums(site.home / "training_sync" / site.runs()[0].name, "SHA256SUMS")
+    again = site.run()
+    assert again.recap["gpu"]["changed"] == 0, again.output
+
+
+def test_outputs_may_be_a_link_to_a_bigger_disk(new_site: NewSite) -> None:
+    site = new_site()
+    disk = site.folder / "disk"
+    disk.mkdir()
+    site.root.mkdir()
+    (site.root / "outputs").symlink_to(disk)
+    outcome = site.run("--tags", "style")
+    assert outcome.status == 0, outcome.output
+    assert (site.home / "adapter/adapter_style/adapter_model.safetensors").is_file()
+    check_sums(site.home / "training_sync" / site.runs()[0].name, "SHA256SUMS")
+    assert list((disk / "training_sync/outgoing").iterdir()) == []
+
+
+def test_a_run_that_is_over_is_collected_before_the_gate_stops_the_next(
+    trained_clone: Clone,
+) -> None:
+    site = trained_clone()
+    site.adapter("style").unlink()
+    assert site.run("--tags", "style", "--skip-tags", "collect").status == 0
+    run = site.runs()[-1]
+    assert not (run / "SHA256SUMS").exists()
+    outcome = site.run("-e", "gpu_gate=strict", "-e", "gpu_gate_min_disk_gib=99999999")
+    assert outcome.status == 2, outcome.output
+    at_home = site.home / "training_sync" / run.name
+    assert at_home.is_dir(), outcome.output
+    check_sums(at_home, "SHA256SUMS")
+    record = json.loads((at_home / "run.json").read_text(encoding="utf-8"))
+    assert record["verdict"] == "done"
+    assert record["started"] == json.loads((run / "stage_style.json").read_text())["started"]
+    assert "None" in (at_home / "ISSUES.md").read_text(encoding="utf-8")

@@ -248,14 +248,14 @@ class Host:
         stage: str = "style",
         mark: str = FIRST,
         environment: dict[str, str] | None = None,
+        run: str = RUN,
+        python: str = sys.executable,
         **changes: Any,
     ) -> dict[str, Any]:
         """Start a stage as the module does; ``mark`` is the token of the start."""
         wanted = self.request(**changes)
         given = {"FAKE": json.dumps(fake or {}), **(environment or {})}
-        started = launch.start(
-            wanted, stage_of(wanted, stage), RUN, mark, sys.executable, given, {}
-        )
+        started = launch.start(wanted, stage_of(wanted, stage), run, mark, python, given, {})
         self._note(started["status"])
         return started
 
@@ -323,9 +323,9 @@ class Host:
         path = self.root / "outputs/training_sync" / RUN / "issues.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def states(self) -> set[str]:
-        """The state files of the run."""
-        folder = self.root / "outputs/training_sync" / RUN
+    def states(self, run: str = RUN) -> set[str]:
+        """The state files of a run."""
+        folder = self.root / "outputs/training_sync" / run
         return {path.name for path in folder.glob(".stage_*")}
 
     def close(self) -> None:

@@ -6,16 +6,20 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleConnectionFailure
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from controller import follow
+from plugins.action.stage import ActionModule
 from remote_train.atomic import write_json
 from remote_train.errors import TrainError
+from tests.unit.stage_host import HOUSE
 
 # Polls
 
@@ -129,8 +133,9 @@ statuses = st.dictionaries(st.text(), st.text() | st.integers() | st.none(), max
 @given(statuses, st.binary(max_size=30))
 def test_what_was_printed_is_taken_apart_again(status, log):
     printed = json.dumps(status, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    text = (printed + b"\x1e" + log).decode("utf-8", "surrogateescape")
-    if text.encode("utf-8", "surrogateescape") == printed + b"\x1e" + log:
+    whole = b"\x1d" + printed + b"\x1e" + log
+    text = whole.decode("utf-8", "surrogateescape")
+    if text.encode("utf-8", "surrogateescape") == whole:
         found, fresh = follow.parse_answer(text)
         assert fresh == log
         assert found == status
@@ -147,11 +152,35 @@ def test_what_is_no_answer_is_a_value_error_and_nothing_else(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "\x1e", "{\x1elog", "[]\x1e", "null\x1elog", '"x"\x1e', "welcome {}\x1e"]
+    "text",
+    [
+        "",
+        "{}",
+        "{}\x1e",
+        "\x1d{}",
+        "\x1d\x1e",
+        "\x1e{}\x1d",
+        "\x1d{\x1elog",
+        "\x1d[]\x1e",
+        "\x1dnull\x1elog",
+        '\x1d"x"\x1e',
+        "\x1dwelcome {}\x1e",
+    ],
 )
 def test_answers_that_are_cut_off_or_somebody_elses(text):
     with pytest.raises(ValueError):  # noqa: PT011
         follow.parse_answer(text)
+
+
+@pytest.mark.parametrize(
+    "banner", ["Welcome!\n", "no line's end", "{}", "\x1e{}\x1e", "\x1b[1mA\n"]
+)
+def test_what_a_login_file_prints_before_it_is_no_part_of_it(tmp_path, banner):
+    status, log = tmp_path / "status.json", tmp_path / "log"
+    status.write_text('{"state": "running"}')
+    log.write_bytes(b"line\n")
+    printed = banner + poll(str(status), str(log)).stdout.decode()
+    assert follow.parse_answer(printed) == ({"state": "running"}, b"line\n")
 
 
 # The connection
@@ -269,3 +298,160 @@ def test_modules_go_over_cuts_as_commands_do(clock):
     wire.plan = [False, False]
     assert wire.link(lambda: {"outcome": wire.run("start")}) == {"outcome": "answer to start"}
     assert wire.ran == ["start"] * 3
+
+
+# The action
+
+
+class Action(ActionModule):
+    """The action without an Ansible around it: a test says what the host answers."""
+
+    def __init__(self, answers: Any, check: bool = False, **arguments: Any) -> None:
+        self.said: list[str] = []
+        self.polls = 0
+        self._request = {"project_root": "/srv/tutor", "on_lock": "attach", "stages": []}
+        self._root = "/srv/tutor"
+        self._line = self
+        self._link = self
+        self._answers = answers
+        self._check = check
+        self._given = arguments
+        self.cuts: list[Any] = []
+
+    check = property(lambda self: self._check)
+    verbose = False
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        return self._given.get(name, default)
+
+    def keep(self, line: str) -> None:
+        self.said.append(line)
+
+    def update(self, line: str) -> None:
+        pass
+
+    def command(self, _line: str) -> str:
+        self.polls += 1
+        assert self.polls < 10_000, "polls for ever"
+        return str(self._answers(self.polls))
+
+
+RUNNING = {"state": "running", "token": "t1", "stage": "style", "heartbeat": 1.0, "log": "log"}
+
+
+def printed(**changes: Any) -> str:
+    return f"\x1d{json.dumps({**RUNNING, **changes})}\x1e"
+
+
+def test_answers_that_nobody_can_read_end_in_a_sentence(clock):
+    action = Action(lambda _: "This account is closed.\n")
+    began = clock.now
+    with pytest.raises(TrainError) as caught:
+        action._follow(RUNNING)
+    assert caught.value.message == (
+        "What the host says of style could not be read for 60 s; it begins with "
+        "'This account is closed.'."
+    )
+    assert caught.value.category == "infra"
+    assert follow.SILENT_AFTER < clock.now - began < follow.SILENT_AFTER + 5
+
+
+def test_answers_that_are_unreadable_now_and_then_are_overlooked(clock):
+    def answers(number: int) -> str:
+        if number == 400:
+            return printed(state="done", heartbeat=number)
+        return printed(heartbeat=number) if number % 20 == 0 else "{"
+
+    assert Action(answers)._follow(RUNNING)["state"] == "done"
+
+
+def test_a_supervisor_that_says_nothing_new_counts_as_gone(clock):
+    with pytest.raises(TrainError, match="no sign of life for 60 s") as caught:
+        Action(lambda _: printed())._follow(RUNNING)
+    assert "the disk is full" in caught.value.hint
+
+
+def test_in_check_mode_what_runs_is_said_and_not_followed():
+    action = Action(lambda _: printed(), check=True, attach=True, live=RUNNING)
+    assert action._attach()["state"] == "running"
+    (line,) = action.said
+    assert line.startswith("  The stage style of ")
+    assert line.endswith(": a run would wait for its end.")
+    assert action.polls == 0
+
+
+def test_check_mode_does_not_plan_and_attach_again():
+    """Else it would do so as long as the training runs."""
+    tasks = yaml.safe_load((HOUSE / "playbooks/tasks/attach.yml").read_text())
+    assert len(tasks) == 3
+    for task in tasks[1:]:
+        conditions = task["when"]
+        assert "not ansible_check_mode" in (
+            conditions if isinstance(conditions, list) else [conditions]
+        )
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (
+            {**RUNNING, "state": "done", "left": ["sleep (process 12)"]},
+            "The stage style has ended, and something that it started is still running on the "
+            "host: sleep (process 12).",
+        ),
+        (
+            {"left": ["python3 (process 7)", "sh (process 8)"]},
+            "The lock of /srv/tutor is held on the host by python3 (process 7), sh (process 8), "
+            "and no stage says that it runs.",
+        ),
+        ({"left": []}, "The lock of /srv/tutor is held on the host by a process of another user,"),
+    ],
+)
+def test_a_lock_without_a_running_stage_is_not_attached_to(status, words):
+    action = Action(lambda _: printed(), attach=True, live=status)
+    with pytest.raises(TrainError) as caught:
+        action._attach()
+    assert caught.value.message.startswith(words)
+    assert "/srv/tutor/outputs/training_sync/live/lock" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("error", "flag"),
+    [
+        (follow.GaveUpError("The host could not be reached again in 1 s.", "h", "infra"), True),
+        (TrainError("The supervisor of style has given no sign of life.", "h", "infra"), None),
+    ],
+)
+@pytest.mark.parametrize("attach", [True, False])
+def test_a_host_that_is_given_up_on_is_flagged(monkeypatch, error, flag, attach):
+    def fail(*_: Any) -> None:
+        raise error
+
+    action = Action(
+        None,
+        attach=attach,
+        stage="style",
+        request={
+            "project_root": "/srv/tutor",
+            "reconnect_timeout": 1,
+            "stages": [{"name": "style", "needs": []}],
+        },
+    )
+    action._connection = SimpleNamespace(reset=None)
+    monkeypatch.setattr(ActionModule, "_attach", fail)
+    monkeypatch.setattr(ActionModule, "_train", fail)
+    if attach and not flag:
+        with pytest.raises(TrainError):
+            action.act({})
+        return
+    result = action.act({})
+    assert result["failed"] is True
+    assert result["msg"] == error.message
+    assert result.get("unreachable_host") is flag
+
+
+def test_patience_that_ended_is_told_from_other_errors(clock):
+    wire = Wire(clock, patience=1)
+    wire.plan = [False] * 100
+    with pytest.raises(follow.GaveUpError):
+        wire.link.command("a")

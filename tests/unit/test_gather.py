@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,77 @@ def test_a_stage_that_failed_is_recorded_once(run):
     assert "Read the issue of style" in page
 
 
+@pytest.mark.parametrize("stops", [True, False], ids=["stop", "continue"])
+def test_a_stage_that_failed_before_its_supervisor_began_is_on_record(run, stops):
+    run.changes.update({"tags": ["style", "writing"]})
+    run.controller["plan"][2].update(action="train", reasons=["it has not been trained yet"])
+    failure = {**FAILURE, "phase": "train", "stage": "writing", "msg": "No Python trains."}
+    if stops:
+        run.controller["failure"] = failure
+    else:
+        run.controller["failed"] = [{k: v for k, v in failure.items() if k != "phase"}]
+    answer = run.gather()
+    assert answer["against"] == ["the stage writing failed: No Python trains"]
+    assert run.row("writing")["state"] == "failed"
+    assert (run.folder / ".stage_writing_failed").is_file()
+    (issue,) = run.issues()
+    assert (issue["phase"], issue["stage"]) == ("train", "writing")
+    assert (issue["symptom"], issue["action"]) == ("No Python trains.", "Free some space.")
+
+
+def test_a_stage_that_failed_on_the_host_needs_no_second_word(run):
+    error = issues.make("train", "No memory is left.", category="oom", stage="style")
+    issues.append(str(run.folder / "issues.jsonl"), error)
+    run.record("style", state="failed", error=error)
+    run.controller["failed"] = [{**FAILURE, "stage": "style", "recorded": True}]
+    assert run.gather()["against"] == ["the stage style failed"]
+    assert run.symptoms() == ["No memory is left."]
+
+
+@pytest.mark.parametrize(
+    ("started", "state"), [("2026-02-09T09:30:00Z", "done"), ("2026-02-09T11:00:00Z", "failed")]
+)
+def test_a_stage_that_was_lost_sight_of_is_what_it_says_itself(run, started, state):
+    # It ended after this controller began; a record from before says nothing of this start.
+    run.record("style", state="done", started="2026-02-09T09:31:00Z", ended="2026-02-09T10:00:00Z")
+    run.controller["started"] = started
+    run.controller["failed"] = [{**FAILURE, "stage": "style", "msg": "It gave no sign."}]
+    run.gather()
+    assert run.row("style")["state"] == state
+    assert run.symptoms() == ["It gave no sign."]
+
+
+def test_a_stage_that_runs_still_has_not_failed(run):
+    run.controller["failed"] = [{**FAILURE, "stage": "all"}]
+    lock = live.take(str(run.root), {})
+    status = {"state": "running", "stage": "all"}
+    put(run.root, {f"{live.FOLDER}/status.json": json.dumps(status).encode()})
+    try:
+        run.gather()
+    finally:
+        os.close(lock)
+    assert not (run.folder / ".stage_all_failed").exists()
+
+
+def test_a_run_that_is_only_collected_keeps_its_start_and_its_gate(run):
+    run.controller["findings"] = [FINDING]
+    run.gather()
+    before = (run.folder / "precheck.json").read_text()
+    run.record("style", state="done", started="2026-02-09T09:31:00Z")
+    run.controller.update(findings=[], started="")
+    run.gather()
+    assert (run.folder / "precheck.json").read_text() == before
+    assert (run.folder / ".stage_precheck_done").is_file()
+    assert json.loads((run.folder / "run.json").read_text())["started"] == "2026-02-09T09:31:00Z"
+    assert "there is no GPU" in (run.folder / "TRAINING_SUMMARY.md").read_text()
+
+
+def test_what_a_run_did_stands_though_its_stage_is_not_chosen_now(run):
+    run.controller["plan"][1]["action"] = "leave"
+    run.gather()
+    assert run.row("style")["state"] == "done"
+
+
 def test_a_stage_that_was_not_reached_speaks_against_the_run(run):
     run.changes.update({"tags": ["style", "writing"]})
     run.controller["plan"][2].update(action="train", reasons=["it has not been trained yet"])
@@ -416,5 +488,37 @@ def test_a_pack_holds_what_is_named(run, tmp_path):
 
 
 def test_a_file_that_is_gone_by_then_is_named(run):
-    with pytest.raises((TrainError, FileNotFoundError), match=r"none\.json"):
+    with pytest.raises(TrainError, match=r"^outputs/none\.json is no longer on the host") as caught:
         gather.pack(str(run.root), ["outputs/none.json"])
+    assert caught.value.category == "integrity"
+    assert list((run.root / gather.OUTGOING).iterdir()) == []
+
+
+@pytest.mark.parametrize("link", ["outputs", "outputs/adapter", "outputs/logs"])
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_outputs_may_lie_on_another_disk(run, tmp_path, monkeypatch, link, hard_links):
+    (run.root / link).rename(tmp_path / "disk")
+    (run.root / link).symlink_to(tmp_path / "disk")
+    if not hard_links:
+
+        def refuse(*_: Any) -> None:
+            raise OSError(18, "another disk")
+
+        monkeypatch.setattr(os, "link", refuse)
+    files = {file["path"]: file["sha256"] for file in run.gather()["files"]}
+    packed = gather.pack(str(run.root), list(files))
+    with tarfile.open(packed["bundle"]) as archive:
+        for name, digest in files.items():
+            content = archive.extractfile(name).read()
+            assert hashlib.sha256(content).hexdigest() == digest
+    assert len(list(Path(packed["bundle"]).parent.iterdir())) == 3
+
+
+def test_a_bundle_that_was_left_behind_is_removed_the_next_day(run):
+    outgoing = run.root / gather.OUTGOING
+    put(outgoing, {"old/home.tar.gz": b"x", "home.tar.gz": b"x", "new/home.tar.gz": b"x"})
+    yesterday = time.time() - gather.OUTGOING_SECONDS - 60
+    for name in ("old", "home.tar.gz"):
+        os.utime(outgoing / name, (yesterday, yesterday))
+    packed = gather.pack(str(run.root), [LOG])
+    assert {p.name for p in outgoing.iterdir()} == {"new", Path(packed["bundle"]).parent.name}

@@ -14,7 +14,7 @@ from remote_train import issues
 texts = st.text(max_size=12)
 made = st.builds(
     issues.make,
-    st.sampled_from(["plan", "precheck", "train"]),
+    st.sampled_from(issues.PHASES),
     texts,
     category=st.sampled_from(issues.CATEGORIES),
     severity=st.sampled_from(issues.SEVERITIES),
@@ -38,6 +38,12 @@ def test_an_issue_has_the_fields_of_the_design_brief():
 def test_a_category_that_does_not_exist_is_a_defect(wrong):
     with pytest.raises(ValueError, match="no such category"):
         issues.make("train", "It broke.", **wrong)
+
+
+@pytest.mark.parametrize("wrong", ["", "code_sync", "fail", "stage", "gpu_probe"])
+def test_a_phase_that_does_not_exist_is_a_defect(wrong):
+    with pytest.raises(ValueError, match="no such phase"):
+        issues.make(wrong, "It broke.", category="oom")
 
 
 @settings(max_examples=30)

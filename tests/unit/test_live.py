@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from remote_train import live
+from remote_train.errors import TrainError
 from tests.unit.stage_host import HOUSE
 
 HOLDER = """
@@ -80,7 +81,8 @@ def test_a_child_keeps_the_lock_when_its_parent_is_killed(tmp_path, hold):
         assert time.monotonic() < deadline
 
 
-def test_who_holds_it_is_said_and_a_second_one_does_not_say_otherwise(tmp_path, hold):
+def test_who_holds_it_is_said_and_a_second_one_does_not_say_otherwise(tmp_path, hold, monkeypatch):
+    monkeypatch.setattr(live, "SETTLED_WITHIN", 0.1)
     process, _ = hold()
     live.take(str(tmp_path), {"stage": "other"})
     holder = live.running(str(tmp_path))
@@ -96,6 +98,55 @@ def test_the_status_stands_above_the_holder(tmp_path):
     assert live.running(str(tmp_path)) == {"stage": "all", "since": "then", "state": "running"}
     os.close(lock)
     assert live.running(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "expected"),
+    [
+        ("{}", '{"state": "running"}', "running"),
+        ("", '{"state": "running"}', "running"),
+        ('{"state": "done"}', None, None),
+        ('{"state": "failed"}', None, None),
+        ("{}", None, None),
+    ],
+)
+def test_a_start_and_an_end_are_waited_for(tmp_path, first, then, expected):
+    """The lock is held a little before the first status, and a little after the last one."""
+    lock = live.take(str(tmp_path), {})
+    status = Path(live.path(str(tmp_path), "status.json"))
+    status.write_text(first)
+
+    def change() -> None:
+        if then is None:
+            os.close(lock)
+        else:
+            status.write_text(then)
+
+    timer = threading.Timer(0.2, change)
+    timer.start()
+    found = live.running(str(tmp_path))
+    timer.join()
+    assert (found or {}).get("state") == expected
+    if then:
+        os.close(lock)
+
+
+@pytest.mark.parametrize("status", ["{}", '{"state": "done"}', '{"state": "failed"}'])
+def test_a_lock_that_stays_held_without_a_stage_names_its_holders(
+    tmp_path, hold, monkeypatch, status
+):
+    monkeypatch.setattr(live, "SETTLED_WITHIN", 0.2)
+    process, child = hold("child")
+    Path(live.path(str(tmp_path), "status.json")).write_text(status)
+    process.kill()
+    process.wait()
+    try:
+        found = live.running(str(tmp_path))
+        assert found["left"] == [f"sleep (process {child})"]
+        with pytest.raises(TrainError, match=rf"sleep \(process {child}\)"):
+            live.require_running(str(tmp_path), found)
+    finally:
+        os.kill(int(child), 9)
 
 
 def test_looking_never_keeps_a_stage_from_starting(tmp_path):

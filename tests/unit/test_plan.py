@@ -248,6 +248,21 @@ def test_a_list_that_is_damaged_is_gathered_again(root, name, damage):
     assert plan.uncollected(str(root)) == RUN
 
 
+@pytest.mark.parametrize("name", ["outputs/a.log", f"{runs.SYNC}/{RUN}/run.json"])
+def test_a_list_that_no_longer_holds_is_gathered_anew(root, name):
+    gathered(root, {"outputs/a.log": b"x"}, {"run.json": b"{}"})
+    (root / name).unlink()
+    assert plan.at_home(str(root)) == []
+    assert plan.uncollected(str(root)) == RUN
+    # A stage that runs is in a run of its own: the one before was collected and is over.
+    assert plan.uncollected(str(root), work=True) is None
+
+
+def test_a_run_that_was_never_collected_goes_on(root):
+    put(root, {f"{runs.SYNC}/{RUN}/.stage_style_done": b""})
+    assert plan.uncollected(str(root), work=True) == RUN
+
+
 # What sync would send
 
 

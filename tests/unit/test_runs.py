@@ -20,6 +20,8 @@ def test_a_run_is_named_after_its_start_in_utc():
     at = datetime.datetime(2026, 2, 9, 17, 30, tzinfo=zone).astimezone(datetime.UTC)
     assert runs.new_name(at) == RUN
     assert runs.folder("/srv/tutor", runs.new_name())
+    assert runs.is_name(RUN)
+    assert not runs.is_name([RUN])
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,7 @@ def test_a_run_is_named_after_its_start_in_utc():
     ],
 )
 def test_another_name_is_no_run(name):
+    assert not runs.is_name(name)
     with pytest.raises(TrainError, match="is not the name of a run"):
         runs.folder("/srv/tutor", name)
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
-from remote_train import launch, live, pythons
+from remote_train import fingerprint, launch, live, pythons
 from remote_train.errors import TrainError
-from tests.unit.stage_host import BENCHMARK, FIRST, RUN, TRAIN, Host, put
+from tests.unit.stage_host import BENCHMARK, FIRST, RUN, TRAIN, Host, load_yaml, put, stage_of
 
 ADAPTER = "outputs/adapter/adapter_style"
 WEIGHTS = f"{ADAPTER}/adapter_model.safetensors"
+NEXT = "run_20260210T093000Z"
+"""A run after the first one."""
 SCRIPT = """
 mkdir -p outputs/adapter/adapter_$STAGE
 echo x > outputs/adapter/adapter_$STAGE/adapter_model.safetensors
@@ -93,18 +98,56 @@ def test_the_run_keeps_its_own_record_of_the_stage(host):
 
 def test_the_second_start_skips(host):
     host.trained()
-    again = host.start(mark="t2")
+    again = host.start(mark="t2", run=NEXT)
     assert again["outcome"] == "skipped"
     assert again["verdict"]["reasons"] == ["up to date"]
     assert host.starts() == ["train"]
-    assert host.states() == {".stage_style_skipped"}
+    assert host.states(NEXT) == {".stage_style_skipped"}
 
 
 def test_force_trains_again(host):
     host.trained()
+    assert host.start(mark="t2", run=NEXT, force=True)["outcome"] == "started"
+    host.finish()
+    assert host.starts() == ["train", "train"]
+
+
+def test_what_its_own_run_has_trained_force_does_not_train_again(host):
+    """The same command after its controller died follows the stage, then starts it again."""
+    host.start(mark="t1", run=NEXT, force=True)
+    host.finish()
+    assert host.start(mark="t2", run=NEXT, force=True)["outcome"] == "skipped"
+    assert host.starts() == ["train"]
+    assert host.states(NEXT) == {".stage_style_done"}
+
+
+@pytest.mark.parametrize(
+    ("path", "content"), [(TRAIN, b"new\n"), (WEIGHTS, b"damaged")], ids=["data", "output"]
+)
+def test_its_own_run_trains_again_what_is_another_stage_by_now(host, path, content):
+    host.start(force=True)
+    host.finish()
+    put(host.root, {path: content})
     assert host.start(mark="t2", force=True)["outcome"] == "started"
     host.finish()
     assert host.starts() == ["train", "train"]
+
+
+def test_force_trains_what_its_own_run_has_only_scored_again(host):
+    host.trained()
+    put(host.root, {BENCHMARK: b"another\n"})
+    host.start(mark="t2", run=NEXT)
+    host.finish()
+    assert host.start(mark="t3", run=NEXT, force=True)["outcome"] == "started"
+    host.finish()
+    assert host.starts() == ["train", "evaluate", "train"]
+
+
+def test_force_trains_again_what_failed_in_its_own_run(host):
+    host.start({"crash": "x"}, force=True)
+    host.finish()
+    assert host.start(mark="t2", force=True)["outcome"] == "started"
+    host.finish()
 
 
 def test_another_benchmark_is_scored_without_training(host):
@@ -217,13 +260,13 @@ def test_a_supervisor_that_is_on_its_way_out_is_waited_for(host, monkeypatch):
     lock = live.take(str(host.root), {})
     timer = threading.Timer(0.3, os.close, [lock])
     timer.start()
-    assert host.start(mark="t2", force=True)["outcome"] == "started"
+    assert host.start(mark="t2", run=NEXT, force=True)["outcome"] == "started"
     timer.join()
     host.finish()
 
 
 def test_what_a_stage_leaves_running_is_named(host, monkeypatch):
-    monkeypatch.setattr(launch, "GONE_WITHIN", 0.1)
+    monkeypatch.setattr(live, "SETTLED_WITHIN", 0.1)
     changes = own(f"{SCRIPT} sleep 60 & echo $! > background")
     host.start(stage="style", **changes)
     host.wait(lambda status: status["state"] == "done")
@@ -306,6 +349,9 @@ def test_what_to_do_comes_from_the_training(host):
 def test_a_crash_keeps_the_end_of_the_log(host):
     status = host.trained(crash="boom")
     assert status["error"]["cause"].endswith("RuntimeError: boom")
+    assert status["error"]["action"] == (
+        f"Read the end of {status['log']}, or ISSUES.md in the run's folder."
+    )
 
 
 def test_data_that_changes_while_the_stage_starts_fails_it(host):
@@ -326,14 +372,14 @@ def test_data_that_changes_while_the_stage_starts_fails_it(host):
 def test_a_failure_leaves_the_marker_of_the_last_good_training(host):
     host.trained()
     before = host.marker()
-    host.start({"crash": "x"}, mark="t2", force=True)
+    host.start({"crash": "x"}, mark="t2", run=NEXT, force=True)
     assert host.finish()["state"] == "failed"
     assert host.marker() == before
 
 
 def test_the_result_of_an_earlier_training_counts_for_nothing(host):
     host.trained()
-    host.start({"no_result": True}, mark="t2", force=True)
+    host.start({"no_result": True}, mark="t2", run=NEXT, force=True)
     assert host.finish()["state"] == "failed"
 
 
@@ -406,6 +452,7 @@ def test_a_command_of_the_users(host):
     assert host.log() == f"trains style\n{host.root}\n"
     marker = host.marker()
     assert list(marker["outputs"]) == [WEIGHTS]
+    assert marker["inputs"]["packages"] == {}
     assert marker["metrics"] == {}  # what can't be known is left out
     assert marker["accelerator"] is None
     assert marker["evaluation"]["scorer"] is None
@@ -491,7 +538,140 @@ def test_a_command_that_closes_every_descriptor_is_followed_to_its_end(host):
     assert host.log().endswith("end\n")
 
 
+def test_a_command_of_the_users_needs_no_python_and_no_training_of_ours(host, monkeypatch):
+    """Nor is it another stage where another torch is installed."""
+    host.start(**own(), python="")
+    assert host.finish()["state"] == "done"
+    shutil.rmtree(host.engine / "training")
+    assert host.start(mark="t2", **own())["outcome"] == "skipped"
+
+
+def test_what_a_command_of_the_users_imports_is_not_invented(host):
+    wanted = host.request(**own())
+    inputs, _ = fingerprint.stage_inputs(
+        stage_of(wanted), str(host.root), ("", ""), {"torch": "2.13.0"}, "x"
+    )
+    assert inputs["packages"] == {}
+
+
+# A full disk
+
+
+FULL_DISK = """
+
+_write_bytes = write_bytes
+
+
+def write_bytes(path, content, mode=0o644):
+    import errno
+
+    if os.path.exists({flag!r}):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+    _write_bytes(path, content, mode)
+"""
+
+
+@pytest.fixture
+def full(host):
+    """The file while which is there nothing can be written by the supervisor."""
+    flag = host.root / "full"
+    atomic = host.engine / "remote_train" / "atomic.py"
+    atomic.write_text(atomic.read_text() + FULL_DISK.format(flag=str(flag)))
+    return flag
+
+
+def patient_for(host: Host, seconds: float) -> None:
+    """Let the supervisor wait for room so long."""
+    supervisor = host.engine / "remote_train" / "supervisor.py"
+    text = supervisor.read_text()
+    assert "ROOM_WITHIN = 600.0" in text
+    supervisor.write_text(text.replace("ROOM_WITHIN = 600.0", f"ROOM_WITHIN = {seconds}"))
+
+
+def test_a_disk_that_is_full_for_a_while_does_not_end_a_training(host, full):
+    host.start({"wait": True})
+    status = host.wait(lambda status: status["progress"].get("step"))
+    full.touch()
+    time.sleep(0.5)  # some heartbeats
+    assert live.is_held(str(host.root))
+    assert Path(f"/proc/{status['pid']}/cmdline").read_bytes()
+    full.unlink()
+    host.wait(lambda now: now["heartbeat"] > status["heartbeat"] + 0.4)
+    (host.root / "go_on").touch()
+    assert host.finish()["state"] == "done"
+    assert host.supervisor_log() == ""
+
+
+def test_what_came_out_is_kept_as_soon_as_there_is_room(host, full):
+    warning = {"symptom": "2 chats were cut.", "cause": "C", "action": "A", "category": "data"}
+    host.start({"wait": True, "result": {"warnings": [warning]}})
+    child = host.wait(lambda status: status["progress"].get("step"))["child"]["pid"]
+    full.touch()
+    (host.root / "go_on").touch()
+    host.until(lambda: not Path(f"/proc/{child}").exists())
+    time.sleep(0.3)
+    assert host.status()["state"] == "running"
+    full.unlink()
+    assert host.finish()["state"] == "done"
+    assert host.marker()["status"] == "done"
+    assert host.states() == {".stage_style_done"}
+    assert len(host.issues()) == 1
+
+
+def test_a_disk_that_stays_full_ends_in_a_sentence(host, full):
+    patient_for(host, 0.3)
+    host.start({"wait": True})
+    host.wait(lambda status: status["progress"].get("step"))
+    full.touch()
+    (host.root / "go_on").touch()
+    host.until(lambda: not live.is_held(str(host.root)))
+    (line,) = host.supervisor_log().splitlines()
+    assert line.startswith("The stage style has failed, and its status can't be kept: [Errno 28]")
+    assert host.marker() is None
+
+
+def test_a_run_folder_that_takes_nothing_fails_the_stage_after_its_end(host):
+    folder = host.root / "outputs/training_sync" / RUN
+    host.start({"wait": True})
+    host.wait(lambda status: status["progress"].get("step"))
+    folder.write_text("in the way")
+    (host.root / "go_on").touch()
+    status = host.finish()
+    assert status["state"] == "failed"
+    assert status["error"]["symptom"].startswith("The run's record can't be kept: ")
+    assert host.starts() == ["train"]
+    assert host.supervisor_log() == ""
+
+
+def test_a_disk_that_is_full_from_the_start_starts_nothing(host, full):
+    full.touch()
+    with pytest.raises(TrainError, match=r"can't write what it has to: .*No space left"):
+        host.start()
+    assert host.starts() == []
+
+
 # What doesn't start
+
+
+def test_a_stage_of_ours_without_a_python_is_named(host):
+    with pytest.raises(TrainError, match="No Python is known on the host that can train style"):
+        host.start(python="")
+    assert host.starts() == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"provision_found": {"path": "/venv/python"}}, "/venv/python"),
+        ({"plan_result": {"python": {"path": "/opt/python"}}}, "/opt/python"),
+        ({"provision_found": None, "plan_result": {"python": {"path": "/p"}}}, "/p"),
+        ({"plan_result": {"python": None}}, ""),
+    ],
+)
+def test_without_the_step_provision_the_python_is_that_of_the_plan(facts, expected):
+    task = load_yaml("roles", "train_stage", "tasks", "main.yml")[0]
+    template = jinja2.Environment(autoescape=True).from_string(task["stage"]["python"])
+    assert template.render({"plan_result": {"python": None}, **facts}) == expected
 
 
 def test_data_that_is_missing_is_named(host):

@@ -196,7 +196,8 @@ def stage_inputs(
         "data": {name: _data_digest(root, name, coming) for name in stage["train"]},
         "base_model": base,
         "settings": dict(stage["settings"]),
-        "packages": None if packages is None else dict(packages),
+        # What the user's own command imports can't be known, and isn't invented.
+        "packages": {} if own else None if packages is None else dict(packages),
     }
     if own:
         inputs["command"] = list(stage["command"])

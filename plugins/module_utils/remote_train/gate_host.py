@@ -132,7 +132,7 @@ def data_files(context: Context) -> Verdict:
         count = sum(report.problem_count for report in bad)
         if count > 3:
             seen += f" And {count - 3} more."
-        return Verdict(FAIL, seen, expected, "Correct the named lines.")
+        return Verdict(FAIL, seen, expected, "Put the file there, or correct the named lines.")
     chats = quantity(sum(report.chats for report in context.data_files), "chat")
     return Verdict(OK, f"{chats} in {quantity(len(context.data_files), 'file')}", expected)
 

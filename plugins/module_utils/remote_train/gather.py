@@ -11,17 +11,23 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from . import acceptance, bundle, issues, live, markers, runs, summary
 from .atomic import write_bytes, write_json, write_text
+from .errors import TrainError
+from .file_names import shown
 from .hashing import file_digest
 from .manifest import write_manifest
 from .project_files import ProjectFile
 
 OUTGOING = f"{runs.SYNC}/outgoing"
 """Where bundles wait to be fetched, under the project root."""
+
+OUTGOING_SECONDS = 24 * 3600
+"""How long a bundle may wait: no fetch takes so long, and what is older was left behind."""
 
 COLLECTED = (".safetensors", ".json", ".jsonl", ".md", ".log")
 """What of an adapter's folder comes home, beside TensorBoard's event files."""
@@ -37,17 +43,22 @@ def gather(
     :param controller: what the controller knows of the run: ``started``, ``plan`` (the planned
         stages), ``findings`` (of the gate), ``gate_stops``, ``issues``, ``python`` (the
         training's), ``gpus``, ``driver_version``, ``stopped`` (whether
-        the person said no after the sample), and ``failure`` (what stopped the run, or
+        the person said no after the sample), ``failure`` (what stopped the run, or
         null: ``phase``, ``msg``, ``hint``, ``category``, ``stage``, and ``recorded`` where the
-        host has written it down itself).
+        host has written it down itself), and ``failed`` (the stages that failed without
+        stopping the run, with the same fields less ``phase``).
     :returns: ``files`` to bring home (``path`` under the project root, ``sha256``, ``size``),
         the ``table`` of stages, the ``verdict`` and what speaks ``against`` it.
     """
     root = request["project_root"]
     where = runs.folder(root, run)
     os.makedirs(where, exist_ok=True)
-    stages = [_stage_row(request, stage, run, controller) for stage in request["stages"]]
-    _precheck(root, run, controller)
+    broken = _unrecorded(request, run, controller)
+    controller = {**controller, "started": _started(request, run, controller)}
+    for name in broken:
+        runs.mark(root, run, name, "failed")
+    stages = [_stage_row(request, stage, run, controller, broken) for stage in request["stages"]]
+    findings = _precheck(root, run, controller)
     found = _issues(where, stages, controller)
     write_text(
         os.path.join(where, "issues.jsonl"),
@@ -56,7 +67,7 @@ def gather(
     write_text(os.path.join(where, "ISSUES.md"), issues.render(found))
     outputs = _outputs(request)
     _copy_reports(root, where, request, stages)
-    against = _against(request, stages, controller)
+    against = _against(request, stages, controller, broken)
     verdict = "done" if not against else "failed"
     if controller["stopped"]:
         write_text(os.path.join(where, ".stage_manual_stop"), "")
@@ -87,7 +98,7 @@ def gather(
                 "ended": issues.now(),
                 "stages": stages,
                 "environment": _environment(controller),
-                "precheck": _gate_words(controller),
+                "precheck": _gate_words(findings),
                 "issues": found,
                 "files": files,
             }
@@ -109,15 +120,47 @@ def gather(
     }
 
 
+def _started(request: Mapping[str, Any], run: str, controller: Mapping[str, Any]) -> str:
+    """When the run started: a controller that only collects it has come later than its stages."""
+    root = request["project_root"]
+    records = [runs.stage_record(root, run, stage["name"]) for stage in request["stages"]]
+    known = [str(record.get("started") or "") for record in records]
+    return min((at for at in (*known, str(controller["started"])) if at), default="")
+
+
+def _unrecorded(
+    request: Mapping[str, Any], run: str, controller: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
+    """What the controller alone knows of stages that failed, by stage: no supervisor wrote it.
+
+    A stage that the controller only lost sight of isn't among them: it still runs, or has
+    written down itself how it ended.
+    """
+    root = request["project_root"]
+    running = live.running(root) or {}
+    found = {}
+    for failure in (*(controller.get("failed") or []), controller["failure"] or {}):
+        stage = failure.get("stage")
+        if not stage or failure.get("recorded"):
+            continue
+        ended = str(runs.stage_record(root, run, stage).get("ended") or "")
+        runs_still = running.get("state") == "running" and running.get("stage") == stage
+        if not runs_still and not (ended and ended >= str(controller["started"])):
+            found[str(stage)] = failure
+    return found
+
+
 def _stage_row(
     request: Mapping[str, Any],
     stage: Mapping[str, Any],
     run: str,
     controller: Mapping[str, Any],
+    broken: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """What is said of one stage: how this run left it, with the scores that now hold."""
     root, name = request["project_root"], stage["name"]
-    record = runs.stage_record(root, run, name)
+    # A record from before the stage was started again says nothing of this failure.
+    record = {} if name in broken else runs.stage_record(root, run, name)
     marker, _ = markers.read(root, name)
     planned = next((p for p in controller["plan"] if p["name"] == name), None)
     state = record.get("state") or runs.state_of(root, run, name)
@@ -125,7 +168,7 @@ def _stage_row(
     if planned and planned["action"] == "skip" and state in (None, "skipped"):
         state = "up to date"
         runs.mark(root, run, name, "skipped")
-    elif planned and planned["action"] == "leave":
+    elif planned and planned["action"] == "leave" and state is None:
         state = "left out"
     state = state or "not reached"
     if state in ("done", "up to date", "skipped") and marker:
@@ -153,17 +196,22 @@ def _stage_row(
     }
 
 
-def _precheck(root: str, run: str, controller: Mapping[str, Any]) -> None:
-    findings = controller["findings"]
+def _precheck(root: str, run: str, controller: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the gate found in this run; what it has found before stays where it wasn't asked."""
+    path = os.path.join(runs.folder(root, run), "precheck.json")
+    findings: list[dict[str, Any]] = controller["findings"]
     stops = bool(controller["gate_stops"])
+    kept = live.read_json(path).get("findings")
+    if kept and not findings:
+        return list(kept)
     write_json(
-        os.path.join(runs.folder(root, run), "precheck.json"),
-        {"schema": 1, "stops": stops, "findings": findings, "gpus": controller["gpus"]},
+        path, {"schema": 1, "stops": stops, "findings": findings, "gpus": controller["gpus"]}
     )
     if findings:
         runs.mark(root, run, "precheck", "failed" if stops else "done")
     else:
         runs.mark(root, run, "precheck", "skipped")
+    return findings
 
 
 def _issues(
@@ -210,24 +258,25 @@ def _issues(
         for reason in stage["acceptance_reasons"]
     ]
     failure = controller["failure"]
-    broken = (
-        [
-            issues.make(
-                failure["phase"],
-                failure["msg"],
-                category=failure["category"],
-                stage=failure.get("stage"),
-                action=failure["hint"],
-            )
-        ]
-        if failure and not failure.get("recorded")
-        else []
-    )
+    # The controller's word of a stage that wrote down itself how it ended is worth an issue too:
+    # something broke on the way to it.
+    failures = [*(controller.get("failed") or []), *([failure] if failure else [])]
+    unwritten = [
+        issues.make(
+            failure.get("phase") or "train",
+            failure["msg"],
+            category=failure["category"],
+            stage=failure.get("stage"),
+            action=failure["hint"],
+        )
+        for failure in failures
+        if not failure.get("recorded")
+    ]
     kept = issues.read(os.path.join(where, "issues.jsonl"))
     known = {(issue["phase"], issue["symptom"]) for issue in kept}
     fresh = [
         issue
-        for issue in (*gate, *planned, *broken, *judged, *controller["issues"])
+        for issue in (*gate, *planned, *unwritten, *judged, *controller["issues"])
         if (issue["phase"], issue["symptom"]) not in known
     ]
     return issues.merge(kept, fresh)
@@ -288,12 +337,20 @@ def _copy_reports(
 
 
 def _against(
-    request: Mapping[str, Any], stages: list[dict[str, Any]], controller: Mapping[str, Any]
+    request: Mapping[str, Any],
+    stages: list[dict[str, Any]],
+    controller: Mapping[str, Any],
+    broken: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
     """Why the run as a whole is not done, a phrase each."""
     failure = controller["failure"]
     reasons = [str(failure["msg"]).rstrip(".")] if failure and not failure.get("stage") else []
-    reasons += [f"the stage {s['name']} failed" for s in stages if s["state"] == "failed"]
+    reasons += [
+        f"the stage {s['name']} failed"
+        + (f": {str(broken[s['name']]['msg']).rstrip('.')}" if s["name"] in broken else "")
+        for s in stages
+        if s["state"] == "failed"
+    ]
     reasons += [
         f"the stage {s['name']} was not reached"
         for s in stages
@@ -323,8 +380,7 @@ def _environment(controller: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _gate_words(controller: Mapping[str, Any]) -> str:
-    findings = controller["findings"]
+def _gate_words(findings: list[dict[str, Any]]) -> str:
     if not findings:
         return "It was not run."
     bad = [f for f in findings if f["result"] in ("fail", "warn")]
@@ -350,13 +406,71 @@ def pack(root: str, names: list[str]) -> dict[str, Any]:
     """Pack the named files into one bundle, in the form in which projects are sent.
 
     :returns: ``bundle`` (its path), ``sha256`` and ``size``.
+    :raises TrainError: for a file that has gone or changes, of the category integrity.
     """
-    files = [
-        ProjectFile(name, os.path.getsize(os.path.join(root, name)), executable=False)
-        for name in names
-    ]
+    outgoing = os.path.join(root, OUTGOING)
+    os.makedirs(outgoing, exist_ok=True)
+    _clear(outgoing)
     # A folder of its own: two controllers may bring the same run home at once.
-    os.makedirs(os.path.join(root, OUTGOING), exist_ok=True)
-    folder = tempfile.mkdtemp(dir=os.path.join(root, OUTGOING))
-    built = bundle.build(root, files, folder, "home")
+    folder = tempfile.mkdtemp(dir=outgoing)
+    try:
+        files = [ProjectFile(name, _size(root, name), executable=False) for name in names]
+        source = _without_links(root, names, os.path.join(folder, "files"))
+        try:
+            built = bundle.build(source, files, folder, "home")
+        except TrainError as error:
+            if error.category != "data":
+                raise
+            raise TrainError(
+                error.message.replace("the training project", "it"),
+                "Give the same command again.",
+                "integrity",
+            ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(os.path.join(folder, "files"), ignore_errors=True)
     return {"bundle": built.paths[0], "sha256": built.sha256, "size": built.size}
+
+
+def _clear(outgoing: str) -> None:
+    """Remove the bundles of fetches that broke long ago."""
+    for entry in os.scandir(outgoing):
+        if entry.stat(follow_symlinks=False).st_mtime > time.time() - OUTGOING_SECONDS:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            os.unlink(entry.path)
+
+
+def _size(root: str, name: str) -> int:
+    path = os.path.join(root, name)
+    if os.path.islink(path) or not os.path.isfile(path):
+        raise TrainError(
+            f"{shown(name)} is no longer on the host as it was collected.",
+            "Give the same command again: it collects anew what there is.",
+            "integrity",
+        )
+    return os.path.getsize(path)
+
+
+def _without_links(root: str, names: list[str], folder: str) -> str:
+    """A root for ``names`` without a link on the way, since a bundle is packed from no other.
+
+    On rented machines ``outputs`` or a folder in it is often a link to a bigger disk. Then the
+    files are gathered by hard links, or copied where another disk allows none.
+    """
+    real = os.path.realpath(root)
+    where = {os.path.dirname(name) for name in names}
+    if all(os.path.realpath(os.path.join(root, w)) == os.path.join(real, w) for w in where):
+        return root
+    for name in names:
+        target = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        source = os.path.realpath(os.path.join(root, name))
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+    return folder

@@ -21,6 +21,8 @@ CATEGORIES = (
     "ops",
 )
 SEVERITIES = ("error", "warning")
+PHASES = ("plan", "precheck", "sync", "provision", "train", "collect")
+"""The steps of a run, as an issue names them."""
 FIELDS = (
     "time",
     "phase",
@@ -52,9 +54,12 @@ def make(
 ) -> dict[str, Any]:
     """One issue.
 
-    :param phase: the step of the run: plan, precheck, sync, provision, train, collect.
+    :param phase: the step of the run, one of :data:`PHASES`.
     :param symptom: one sentence that says what was seen.
+    :raises ValueError: for a phase, category or severity that does not exist.
     """
+    if phase not in PHASES:
+        raise ValueError(f"no such phase: {phase}")
     if category not in CATEGORIES or severity not in SEVERITIES:
         raise ValueError(f"no such category or severity: {category}, {severity}")
     return {

@@ -31,12 +31,6 @@ NAMES_FOR_COMMAND = (
 )
 """The settings that a stage's own command finds in its environment, in capital letters."""
 
-ENDED = ("done", "failed")
-"""The states of a stage that nothing is done for any more."""
-
-GONE_WITHIN = 5.0
-"""Seconds in which a supervisor must have let go of the lock after its last status."""
-
 STARTED_WITHIN = 30.0
 """Seconds in which a supervisor must have written its first status."""
 
@@ -73,15 +67,17 @@ def _start(
     """The same, with no other start beside it."""
     root = request["project_root"]
     status = live.read_json(live.path(root, "status.json"))
-    if status.get("token") == token and status.get("state") in ENDED:
+    if status.get("token") == token and status.get("state") in live.ENDED:
         return {"outcome": "attached", "verdict": {}, "status": status}
-    running = _running(root)
+    running = live.running(root)
     if running:
+        live.require_running(root, running)
         outcome = "attached" if running.get("token") == token else "busy"
         return {"outcome": outcome, "verdict": {}, "status": running}
     job, verdict = _job(request, stage, run, token, python, requirements)
     if verdict["action"] == "skip":
-        runs.mark(root, run, stage["name"], "skipped")
+        if not _trained_in(root, run, stage["name"], job["fingerprint"]):
+            runs.mark(root, run, stage["name"], "skipped")
         return {"outcome": "skipped", "verdict": verdict, "status": {}}
     write_json(live.path(root, "training.json"), job["training"])
     write_json(live.path(root, "job.json"), job)
@@ -100,20 +96,6 @@ def _start(
         "verdict": verdict,
         "status": _wait_for_status(root, token, supervisor),
     }
-
-
-def _running(root: str) -> dict[str, Any] | None:
-    """The stage that runs in ``root``; one that has said its last word is given time to go."""
-    deadline = time.monotonic() + GONE_WITHIN
-    while (running := live.running(root)) and running.get("state") in ENDED:
-        if time.monotonic() > deadline:
-            raise TrainError(
-                f"The stage {running.get('stage')} has ended, and something that it started is "
-                "still running on the host.",
-                f"End it there: it holds {live.path(root, 'lock')}.",
-            )
-        time.sleep(0.02)
-    return running
 
 
 def _names_for_command(job: Mapping[str, Any]) -> dict[str, str]:
@@ -162,6 +144,16 @@ def _model(root: str, stage: Mapping[str, Any]) -> str:
     return fingerprint.model_folder(name, root) or name
 
 
+def _trained_in(root: str, run: str, stage: str, inputs: str) -> bool:
+    """Whether this very run has trained the stage, from inputs with this fingerprint."""
+    record = runs.stage_record(root, run, stage)
+    return (record.get("state"), record.get("mode"), record.get("fingerprint")) == (
+        "done",
+        "train",
+        inputs,
+    )
+
+
 def _job(
     request: Mapping[str, Any],
     stage: Mapping[str, Any],
@@ -173,9 +165,17 @@ def _job(
     """The stage's job file, with the fingerprint as of now, and what the marker makes of it."""
     root, name = request["project_root"], stage["name"]
     engine = os.path.join(root, plan.ENGINE)
-    found = pythons.probe(python, requirements)
-    packages = pythons.recorded(found["packages"])
-    code = fingerprint.code_digests(os.path.join(engine, "training"))
+    own = list(stage["command"])
+    packages: dict[str, str] = {}
+    code = ("", "")
+    if not own:
+        if not python:
+            raise TrainError(
+                f"No Python is known on the host that can train {name}.",
+                "Run it with the step provision, or name one with provision_python.",
+            )
+        packages = pythons.recorded(pythons.probe(python, requirements)["packages"])
+        code = fingerprint.code_digests(os.path.join(engine, "training"))
     base = fingerprint.base_model(stage["model"], root)
     inputs, evaluation = fingerprint.stage_inputs(stage, root, code, packages, base)
     for path, digest in {**inputs["data"], **evaluation["data"]}.items():
@@ -185,9 +185,10 @@ def _job(
                 "Sync it, or put it there.",
                 "data",
             )
-    verdict = markers.judge(
-        root, name, inputs, evaluation, request["fingerprint_ignore"], request["force"]
-    )
+    # The same command after its controller died goes on with its run: what that has trained by
+    # force has been trained by force.
+    force = request["force"] and not _trained_in(root, run, name, fingerprint.digest(inputs))
+    verdict = markers.judge(root, name, inputs, evaluation, request["fingerprint_ignore"], force)
     mode = verdict["action"] if verdict["action"] != "skip" else "train"
     result = live.path(root, "result.json")
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -214,7 +215,6 @@ def _job(
             "packages": packages,
         },
     }
-    own = list(stage["command"])
     job = {
         "schema": 1,
         "stage": name,

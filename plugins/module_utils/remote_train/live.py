@@ -12,14 +12,20 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .atomic import write_json
+from .errors import TrainError
 
 FOLDER = "outputs/training_sync/live"
 """Where lock, job, status and result of the running stage lie, under the project root."""
 
+ENDED = ("done", "failed")
+"""The states of a stage that nothing is done for any more."""
+
+SETTLED_WITHIN = 5.0
+"""Seconds in which who holds the lock must say that it runs, or let go of it after its end."""
 
 TAKEN_WITHIN = 0.5
 """Seconds for which a lock is tried: who looks whether it is held has it for an instant."""
@@ -117,7 +123,60 @@ def read_json(file: str) -> dict[str, Any]:
 
 
 def running(root: str) -> dict[str, Any] | None:
-    """Status and holder of the training that runs in ``root`` now, or None."""
-    if not is_held(root):
-        return None
-    return {**read_json(path(root, "holder.json")), **read_json(path(root, "status.json"))}
+    """Status and holder of the training that runs in ``root`` now, or None.
+
+    The lock is taken before the first status, and let go of after the last one: in between is
+    waited for. A lock that stays held without a running stage comes with ``left``, the processes
+    that hold it; :func:`require_running` says so.
+    """
+    deadline = time.monotonic() + SETTLED_WITHIN
+    while is_held(root):
+        found = {**read_json(path(root, "holder.json")), **read_json(path(root, "status.json"))}
+        if found.get("state") == "running":
+            return found
+        if time.monotonic() > deadline:
+            return {**found, "left": holders(root)}
+        time.sleep(0.02)
+    return None
+
+
+def holders(root: str) -> list[str]:
+    """The processes that have the lock's file open, as far as this user may see them.
+
+    By their programs' names and their numbers: a command line could hold a secret.
+    """
+    found = []
+    lock = os.stat(path(root, "lock"))
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        # Processes come and go while one looks, and some are not ours to look at.
+        with contextlib.suppress(OSError):
+            if pid != os.getpid() and _has_open(pid, lock):
+                with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
+                    found.append(f"{stream.read().strip()} (process {pid})")
+    return found
+
+
+def _has_open(pid: int, file: os.stat_result) -> bool:
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), file):
+                return True
+    return False
+
+
+def require_running(root: str, status: Mapping[str, Any]) -> None:
+    """Refuse to follow what :func:`running` gave where no stage runs behind the lock."""
+    if status.get("state") == "running":
+        return
+    left = ", ".join(status.get("left") or ["a process of another user"])
+    hint = f"End it there: it holds {path(root, 'lock')}."
+    if status.get("state") in ENDED:
+        raise TrainError(
+            f"The stage {status.get('stage')} has ended, and something that it started is still "
+            f"running on the host: {left}.",
+            hint,
+        )
+    raise TrainError(
+        f"The lock of {root} is held on the host by {left}, and no stage says that it runs.",
+        f"Give the same command again in a minute; if that says the same: {hint}",
+    )

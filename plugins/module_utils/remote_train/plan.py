@@ -57,9 +57,16 @@ def at_home(root: str) -> list[dict[str, Any]]:
     """What the last collect gathered, so that the controller can verify what it has at home.
 
     :returns: ``path`` under the project root and ``sha256`` of each file; empty where nothing
-        has been collected yet.
+        has been collected yet, and where a file of the list has gone from the host since, so
+        that only a new gathering says what there is.
     """
-    run = runs.latest(root)
+    files = _collected(root, runs.latest(root))
+    gone = any(not os.path.isfile(os.path.join(root, file["path"])) for file in files)
+    return [] if gone else files
+
+
+def _collected(root: str, run: str | None) -> list[dict[str, Any]]:
+    """The files that ``run`` was gathered with; empty where it was not, or not to its end."""
     where = f"{runs.SYNC}/{run}"
     outputs, own = (_listed(os.path.join(root, where, n)) for n in ("outputs.sha256", "SHA256SUMS"))
     if outputs is None or not own or own.get("outputs.sha256") != _digest(root, where):
@@ -75,12 +82,16 @@ def at_home(root: str) -> list[dict[str, Any]]:
     return files
 
 
-def uncollected(root: str) -> str | None:
-    """The last run, where it was never collected: its controller went away in the middle."""
+def uncollected(root: str, work: bool = False) -> str | None:
+    """The last run, where it is to be collected: its controller went away in the middle.
+
+    :param work: whether a stage will run. If one does, a run that was collected once is over,
+        and what has gone from the host since is left to the new run's own gathering.
+    """
     run = runs.latest(root)
     if run is None or at_home(root):
         return None
-    return run
+    return None if work and _collected(root, run) else run
 
 
 def _digest(root: str, where: str) -> str:
@@ -116,14 +127,15 @@ def make(
     found = search["found"]
     packages = pythons.recorded(found["packages"]) if found else None
     stages = plan_stages(request, code, packages, coming)
+    work = [s["name"] for s in stages if s["action"] in ("train", "evaluate")]
     return {
         "stages": stages,
-        "work": [s["name"] for s in stages if s["action"] in ("train", "evaluate")],
+        "work": work,
         "live": live.running(root),
         "python": found,
         "pythons_tried": search["tried"],
         "home": at_home(root),
-        "uncollected": uncollected(root),
+        "uncollected": uncollected(root, bool(work)),
     }
 
 

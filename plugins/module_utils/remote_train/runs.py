@@ -21,20 +21,33 @@ _NAME = re.compile(r"run_\d{8}T\d{6}Z(_\d+)?")
 
 
 def new_name(at: datetime.datetime | None = None) -> str:
-    """The name of a run that starts now."""
+    """The name of a run that starts now.
+
+    Runs are told apart, and put in order, by their names alone. Two that are planned in one and
+    the same second share a folder, as two controllers that follow one training do: that is
+    harmless, since one lock lets one stage run at a time. The clock is the controller's.
+    """
     at = at or datetime.datetime.now(datetime.timezone.utc)
     return at.strftime("run_%Y%m%dT%H%M%SZ")
 
 
+def is_name(run: object) -> bool:
+    """Whether ``run``, which another machine may have said, is the name of a run."""
+    return isinstance(run, str) and bool(_NAME.fullmatch(run))
+
+
 def folder(root: str, run: str) -> str:
-    """Where a run lies under the project's ``root``."""
-    if not _NAME.fullmatch(run):
+    """Where a run lies under the project's ``root``.
+
+    :raises TrainError: for a name that is none, and so could lead elsewhere.
+    """
+    if not is_name(run):
         raise TrainError(f"{run!r} is not the name of a run.", "A run is named run_<timestamp>.")
     return os.path.join(root, SYNC, run)
 
 
 def latest(root: str) -> str | None:
-    """The newest run in a project, or None."""
+    """The newest run in a project by its name, or None."""
     try:
         names = os.listdir(os.path.join(root, SYNC))
     except (FileNotFoundError, NotADirectoryError):  # what is in the way is for the gate to say

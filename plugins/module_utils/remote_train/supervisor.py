@@ -14,6 +14,8 @@ Run as ``python -m remote_train.supervisor PROJECT_ROOT`` from the engine folder
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import json
 import os
 import select
@@ -21,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from . import issues, live, markers, runs
@@ -29,6 +32,9 @@ from .errors import TrainError
 
 HEARTBEAT = 2.0
 """Seconds between two writes of the status, when there is no news."""
+
+ROOM_WITHIN = 600.0
+"""Seconds for which what came out is tried to be written again while the disk is full."""
 
 TAIL_LINES = 50
 """How many of the log's last lines are kept with an issue whose cause isn't known."""
@@ -43,6 +49,7 @@ class Stage:
         self.lock = lock
         self.started = time.time()
         self.stop_signal = 0
+        self.patience = 0.0
         self.status: dict[str, Any] = {
             "schema": 1,
             "stage": job["stage"],
@@ -62,6 +69,14 @@ class Stage:
         self.status.update(news, heartbeat=time.time())
         write_json(live.path(self.root, "status.json"), self.status)
 
+    def beat(self, **news: Any) -> None:
+        """Publish the status if that can be done: a full disk must not end what runs.
+
+        What couldn't be written comes with the next beat.
+        """
+        with contextlib.suppress(OSError):
+            self.write_status(**news)
+
     def run(self) -> int:
         """Start the training, follow it to its end, and judge it.
 
@@ -77,7 +92,7 @@ class Stage:
                 returncode = self._child(log)
             failure = self._failure(returncode)
             if failure is None:
-                self._write_marker()
+                self._with_room(self._write_marker)
         except TrainError as error:
             failure = _problem(error.category, error.message, "", error.hint)
         except OSError as error:
@@ -114,7 +129,20 @@ class Stage:
                 os.killpg(child.pid, number)
 
         signal.signal(signal.SIGTERM, forward)
-        self.write_status(child=live.identity(child.pid))
+        try:
+            self.beat(child=live.identity(child.pid))
+            self._relay(reader, child)
+        finally:
+            os.close(reader)
+            while child.poll() is None:
+                # A command of the user's own may close the pipe, or never know of it.
+                self.beat()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(HEARTBEAT)
+        return child.returncode
+
+    def _relay(self, reader: int, child: subprocess.Popen[bytes]) -> None:
+        """Take progress out of the pipe until that is closed, or the child has ended."""
         rest = b""
         while True:
             ready, _, _ = select.select([reader], [], [], HEARTBEAT)
@@ -126,14 +154,7 @@ class Stage:
                 self._take_progress(lines)
             if child.poll() is not None and not ready:
                 break
-            self.write_status()
-        os.close(reader)
-        while child.poll() is None:
-            # A command of the user's own may close the pipe, or never know of it.
-            self.write_status()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(HEARTBEAT)
-        return child.returncode
+            self.beat()
 
     def _take_progress(self, lines: list[bytes]) -> None:
         """The last progress line that is one."""
@@ -174,7 +195,7 @@ class Stage:
                 "training_logic",
                 f"The training ended with status {returncode}, and not well.",
                 "\n".join(self._log_tail()),
-                "Read the log's last lines above.",
+                f"Read the end of {self.job['log']}, or ISSUES.md in the run's folder.",
             )
         changed = [
             name
@@ -248,7 +269,40 @@ class Stage:
         )
 
     def _finish(self, failure: dict[str, Any] | None) -> int:
-        """Leave the run's record, then say how it ended; the status comes last."""
+        """Leave the run's record, then say how it ended; the status comes last.
+
+        A disk that stays full is no defect of this program: its log gets a sentence.
+        """
+        try:
+            self._leave_record(failure)
+        except OSError as error:
+            failure = failure or _problem(
+                "infra", f"The run's record can't be kept: {error}", str(error), ""
+            )
+        ending = {"state": "failed" if failure else "done", "error": failure}
+        try:
+            self._with_room(lambda: self.write_status(**ending, ended=issues.now()))
+        except OSError as error:
+            stage = self.job["stage"]
+            _say(f"The stage {stage} has {ending['state']}, and its status can't be kept: {error}")
+            return 1
+        return 1 if failure else 0
+
+    def _with_room(self, write: Callable[[], None]) -> None:
+        """``write()``, again and again while the disk is full; one patience for all of them."""
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                now = time.monotonic()
+                self.patience = self.patience or now + ROOM_WITHIN
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or now > self.patience:
+                    raise
+            time.sleep(HEARTBEAT)
+            self.beat()
+
+    def _leave_record(self, failure: dict[str, Any] | None) -> None:
+        """The issues, the record and the state file in the run's folder."""
         result = live.read_json(self.job["result"])
         stage, run = self.job["stage"], self.job["run"]
         state = "failed" if failure else "done"
@@ -266,30 +320,26 @@ class Stage:
         ]
         if failure:
             found.append(issues.make("train", stage=stage, **failure))
+        path = os.path.join(runs.folder(self.root, run), "issues.jsonl")
         for issue in found:
-            issues.append(os.path.join(runs.folder(self.root, run), "issues.jsonl"), issue)
-        runs.record_stage(
-            self.root,
-            run,
-            stage,
-            {
-                "state": state,
-                "mode": self.job["mode"],
-                "reasons": self.job["reasons"],
-                "started": self.status["started"],
-                "ended": issues.now(),
-                "seconds": round(time.time() - self.started, 3),
-                "log": self.job["log"],
-                "metrics": result.get("metrics") or {},
-                "phases": result.get("seconds") or {},
-                "accelerator": result.get("accelerator"),
-                "effective": result.get("effective") or {},
-                "error": failure,
-            },
-        )
-        runs.mark(self.root, run, stage, state)
-        self.write_status(state=state, error=failure, ended=issues.now())
-        return 1 if failure else 0
+            self._with_room(functools.partial(issues.append, path, issue))
+        record = {
+            "state": state,
+            "mode": self.job["mode"],
+            "reasons": self.job["reasons"],
+            "fingerprint": self.job["fingerprint"],
+            "started": self.status["started"],
+            "ended": issues.now(),
+            "seconds": round(time.time() - self.started, 3),
+            "log": self.job["log"],
+            "metrics": result.get("metrics") or {},
+            "phases": result.get("seconds") or {},
+            "accelerator": result.get("accelerator"),
+            "effective": result.get("effective") or {},
+            "error": failure,
+        }
+        self._with_room(lambda: runs.record_stage(self.root, run, stage, record))
+        self._with_room(lambda: runs.mark(self.root, run, stage, state))
 
 
 def _problem(category: str, symptom: str, cause: str, action: str) -> dict[str, Any]:
@@ -297,6 +347,12 @@ def _problem(category: str, symptom: str, cause: str, action: str) -> dict[str, 
     if category not in issues.CATEGORIES:
         category = "ops"
     return {"category": category, "symptom": symptom, "cause": cause, "action": action}
+
+
+def _say(text: str) -> None:
+    """Leave a sentence in supervisor.log, if that can be written."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def main(arguments: list[str]) -> int:
@@ -310,10 +366,12 @@ def main(arguments: list[str]) -> int:
         "token": job["token"],
         "since": issues.now(),
     }
-    lock = live.take(root, holder)
-    if lock is None:
-        return 3
-    return Stage(root, job, lock).run()
+    try:
+        lock = live.take(root, holder)
+        return 3 if lock is None else Stage(root, job, lock).run()
+    except OSError as error:
+        _say(f"The supervisor of {job['stage']} can't write what it has to: {error}")
+        return 1
 
 
 if __name__ == "__main__":

@@ -22,11 +22,18 @@ POLL_SECONDS = (0.3, 2.0)
 LOG_CHUNK = 256 * 1024
 """The most new bytes of the log that one poll brings."""
 
+MARK = "\x1d"
+"""What stands before the status: a host's login files may print a banner in front of it."""
+
 SEPARATOR = "\x1e"
 """What stands between the status and the log: a control character that JSON escapes."""
 
 SILENT_AFTER = 60.0
-"""Seconds without a heartbeat after which the supervisor counts as gone."""
+"""Seconds without a heartbeat, or without an answer that can be read, before one gives up."""
+
+
+class GaveUpError(TrainError):
+    """The host could not be reached again."""
 
 
 def poll_command(status: str, log: str, offset: int) -> str:
@@ -36,16 +43,20 @@ def poll_command(status: str, log: str, offset: int) -> str:
     """
     quoted = shlex.quote(status), shlex.quote(log)
     return (
-        f"cat {quoted[0]} && printf '\\036' && "
+        f"printf '\\035' && cat {quoted[0]} && printf '\\036' && "
         f"if [ -f {quoted[1]} ]; then tail -c +{offset + 1} {quoted[1]} | head -c {LOG_CHUNK}; fi"
     )
 
 
 def parse_answer(text: str) -> tuple[dict[str, Any], bytes]:
-    """The status and the new log bytes out of what the command printed."""
-    head, separator, tail = text.partition(SEPARATOR)
-    if not separator:
-        raise ValueError("no separator")
+    """The status and the new log bytes out of what the command printed.
+
+    :raises ValueError: where it isn't what the command prints.
+    """
+    _banner, mark, printed = text.partition(MARK)
+    head, separator, tail = printed.partition(SEPARATOR)
+    if not (mark and separator):
+        raise ValueError("no status and no log")
     status = json.loads(head)
     if not isinstance(status, dict):
         raise ValueError("no status")
@@ -88,7 +99,7 @@ class Link:
                     broken_since = now
                     self._say("  The connection broke; the training goes on there. Reconnecting.")
                 if now - broken_since > self._patience:
-                    raise TrainError(
+                    raise GaveUpError(
                         f"The host could not be reached again in {self._patience:.0f} s.",
                         "The training goes on there without us: give the same command again "
                         "when the host can be reached, and it attaches.",

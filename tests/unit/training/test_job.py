@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.unit.training.conftest import chat, write_chats
-from training import stage
+from training import report, stage
 from training.__main__ import main
 
 FILES = (
@@ -210,3 +210,17 @@ def test_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([]) == 2
     assert main([str(tmp_path / "none.json")]) == 2
     assert "can't be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verdict", "complaints"),
+    [
+        ({"response_format": True, "missed": [], "empty": False}, []),
+        ({"response_format": False, "missed": [], "empty": False}, ["response_format"]),
+        ({"response_format": True, "missed": ["E = 0"], "empty": False}, ["missed: E = 0"]),
+        ({"missed": [], "empty": True}, ["empty answer"]),
+    ],
+)
+def test_the_report_complains_of_wrong_answers_alone(verdict, complaints):
+    assert report._complaints(verdict) == complaints
+    assert report._is_wrong(verdict) == bool(complaints)

@@ -1,0 +1,150 @@
+"""The actions on the controller, with a host that is played: what it says is not believed."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleConnectionFailure
+
+from plugins.action import code_sync, collect
+from plugins.action import plan as plan_action
+from remote_train import issues
+from remote_train.errors import TrainError
+from tests.unit.stage_host import RUN, build
+
+MADE: dict[str, Any] = {
+    "stages": [],
+    "work": [],
+    "live": None,
+    "python": None,
+    "home": [],
+    "uncollected": None,
+    "pythons_tried": [],
+    "sync": None,
+    "engine_changed": False,
+}
+CONTROLLER: dict[str, Any] = {"issues": [], "failure": None}
+
+
+def action(module: Any, arguments: dict[str, Any], call: Any, **attributes: Any) -> Any:
+    """An action with its arguments, whose modules are ``call``; what it says is in ``said``."""
+    made = object.__new__(module.ActionModule)
+    made._task = types.SimpleNamespace(args=arguments, check_mode=False, diff=False)
+    made._connection = types.SimpleNamespace(transport="ssh", **attributes)
+    made.said = []
+    made.say = made.said.append
+    made.call = call
+    return made
+
+
+def planned(tmp_path: Path, made: dict[str, Any], **request: Any) -> Any:
+    wanted = {**build(project_root=str(tmp_path)), **request}
+    return action(plan_action, {"request": wanted}, lambda *_: {**MADE, **made}).act({})
+
+
+def cut(*_: Any) -> Any:
+    raise AnsibleConnectionFailure("Broken pipe")
+
+
+# The plan
+
+
+@pytest.mark.parametrize("name", ["../../../etc", "run_x", "", {"a": 1}])
+def test_a_host_that_names_a_run_elsewhere_is_not_believed(tmp_path, name):
+    with pytest.raises(TrainError, match="not the name of a run") as caught:
+        planned(tmp_path, {"uncollected": name})
+    assert caught.value.category == "integrity"
+
+
+def test_a_request_without_stages_has_a_plan(tmp_path):
+    assert planned(tmp_path, {}, stages=[], selected=[])["work"] == []
+
+
+PYTHON = {"path": "/opt/python"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "selected", "made", "due"),
+    [
+        (["provision"], [], {}, ["provision"]),
+        (["provision"], [], {"python": PYTHON}, []),
+        (["provision"], [], {"engine_changed": True, "python": PYTHON}, []),
+        (["sync"], [], {"engine_changed": True}, ["sync"]),
+        (["sync"], [], {"uncollected": RUN}, []),
+        (["collect"], [], {}, []),
+        (["collect"], [], {"engine_changed": True}, []),
+        (["collect"], [], {"uncollected": RUN}, ["collect"]),
+        (["precheck"], [], {"engine_changed": True, "uncollected": RUN}, []),
+        # All is up to date: the Python that trained it may be gone.
+        (["sync", "provision", "collect"], ["style"], {}, []),
+        (["provision", "collect"], ["style"], {"work": ["style"]}, ["provision", "train"]),
+    ],
+    ids=str,
+)
+def test_a_plan_is_empty_where_no_step_that_was_asked_for_has_work(
+    tmp_path, steps, selected, made, due
+):
+    answer = planned(tmp_path, made, steps=steps, selected=selected)
+    assert answer["due"] == due
+    assert answer["empty"] is (not due)
+
+
+# A host that is gone
+
+
+def test_a_cut_in_a_sync_is_a_failure_that_can_be_rescued(tmp_path):
+    plan = {
+        "source": "",
+        "sync": {"add": [], "change": [], "remove": []},
+        "sends": True,
+        "engine_changed": True,
+    }
+    made = action(code_sync, {"project_root": str(tmp_path), "plan": plan}, cut)
+    made.shell = cut
+    answer = made.act({})
+    assert (answer["failed"], answer["unreachable_host"], answer["category"]) == (
+        True,
+        True,
+        "infra",
+    )
+
+
+def collecting(tmp_path: Path, call: Any, **attributes: Any) -> Any:
+    arguments = {
+        "request": {"project_root": "/srv/tutor"},
+        "run": RUN,
+        "dest": str(tmp_path),
+        "controller": CONTROLLER,
+    }
+    return action(collect, arguments, call, **attributes)
+
+
+def test_a_record_that_is_at_home_already_is_kept(tmp_path):
+    path = tmp_path / "training_sync" / RUN / "issues.jsonl"
+    issues.append(str(path), issues.make("train", "Earlier.", category="oom"))
+    answer = collecting(tmp_path, cut).act({})
+    assert (answer["failed"], answer["unreachable_host"]) == (True, True)
+    symptoms = [issue["symptom"] for issue in issues.read(str(path))]
+    assert sorted(symptoms) == ["Earlier.", "The host could not be reached."]
+    assert "Earlier." in path.with_name("ISSUES.md").read_text()
+
+
+def test_a_bundle_is_removed_though_its_fetch_broke(tmp_path):
+    bundle = "/srv/tutor/outputs/training_sync/outgoing/x/home.tar.gz"
+    answers = iter([{"files": [{"path": "outputs/a", "sha256": "0" * 64}]}, {"bundle": bundle}])
+    made = collecting(tmp_path, lambda *_: next(answers), fetch_file=cut)
+    removed: list[list[str]] = []
+    made.shell = removed.append
+    assert made.act({})["unreachable_host"]
+    assert [words[-1] for words in removed] == [str(Path(bundle).parent)]
+
+
+def test_where_nothing_was_collected_nothing_is_made(tmp_path):
+    made = collecting(tmp_path / "home", cut)
+    made._task.args["expected"] = []
+    assert made.act({}) == {"changed": False}
+    assert len(made.said) == 1
+    assert not (tmp_path / "home").exists()
