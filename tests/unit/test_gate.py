@@ -320,7 +320,7 @@ CASES = [
         "fail",
         "data/style.jsonl, line 1: it has no messages. data/style.jsonl, line 2: it has no "
         "messages. data/style.jsonl, line 3: it has no messages. And 2 more.",
-        "Correct",
+        "correct the named lines",
     ),
     (healthy(), "data_files", "ok", "3 chats in 1 file", ""),
     (healthy(data_files=()), "data_files", "skipped", "on the controller", ""),
