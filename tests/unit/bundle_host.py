@@ -70,12 +70,16 @@ class Host:
     """A place to apply to: the project, its state, and a neighbour that nobody may touch."""
 
     def __init__(self, folder):
-        self.folder = folder / "host"
-        self.root = self.folder / "project"
-        self.state = self.root / "outputs" / "training_sync"
+        self.place(folder / "host")
         (self.folder / "neighbour").mkdir(parents=True)
         (self.folder / "neighbour" / "file").write_text("mine")
         self.root.mkdir()
+
+    def place(self, folder):
+        """Say where it is, without making anything."""
+        self.folder = folder
+        self.root = folder / "project"
+        self.state = self.root / "outputs" / "training_sync"
 
     def apply(self, path, sha256=None, **options):
         return apply(str(path), str(self.root), str(self.state), sha256, **options)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remote_train import bundle_apply, staging, tar_reader
+from remote_train import bundle_apply, staging, tar_reader, target_change
 from remote_train.errors import TrainError
 from remote_train.manifest import LEGACY, MODERN
 from remote_train.problems import RefusedError
@@ -267,13 +267,13 @@ def test_another_manifest_beside_the_bundle_is_refused(tmp_path, host):
 def test_an_archive_that_changes_while_it_is_read_is_refused(tmp_path, host, monkeypatch):
     path = tmp_path / "x.tar.gz"
     path.write_bytes(sound())
-    plan = bundle_apply._plan
+    plan = target_change.to_manifest
 
     def swap(*arguments):
         path.write_bytes(gzip.compress(tar_bytes([OK]), 1, mtime=1))  # the same file, other bytes
         return plan(*arguments)
 
-    monkeypatch.setattr(bundle_apply, "_plan", swap)
+    monkeypatch.setattr(target_change, "to_manifest", swap)
     with pytest.raises(RefusedError, match="changed while it was read"):
         host.apply(path)
     assert host.files() == {}
