@@ -108,6 +108,8 @@ class ActionModule(TrainAction):
     ) -> Result:
         sync = made["sync"] or {"add": [], "change": [], "remove": []}
         sends = bool(any(sync.values()) or made["engine_changed"])
+        for sentence in made["interrupted"]:
+            self.warn(sentence)
         lines = list(_lines(made, sync, sends))
         for line in lines:
             self.say(line)
@@ -115,7 +117,7 @@ class ActionModule(TrainAction):
             for warning in stage["warnings"]:
                 self.warn(warning)
         return {
-            "changed": False,
+            "changed": made["changed"],
             **{k: made[k] for k in ("stages", "work", "live", "python", "home", "uncollected")},
             "pythons_tried": made["pythons_tried"],
             "sync": sync,

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from . import durable, journal, transaction, tree, versions
 from .disk_errors import cannot
-from .file_names import parents, shown, to_bytes
+from .file_names import first_of, parents, to_bytes
 from .journal import ADD, MODE, REMOVE, REPLACE, Entry, Journal
 from .keeper import Keeper
 from .manifest import MODERN
@@ -104,7 +104,7 @@ def commit(
     reason, left = transaction.run(root, state_dir, doing)
     if reason:
         if left:
-            reason.hint += f" {shown(left[0])} was changed meanwhile, and is left as it is."
+            reason.hint += f" Left as it is, since it was changed meanwhile: {first_of(left)}."
         raise reason
     return doing.version
 

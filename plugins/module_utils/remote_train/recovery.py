@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from . import apply_lock, journal, transaction
-from .file_names import shown
+from .file_names import first_of
 
 
 class Recovered(NamedTuple):
@@ -52,6 +52,5 @@ def recover_locked(root: str, state_dir: str) -> Recovered | None:
     if begun.direction == journal.FORWARD:
         sentence += f" The reason: {reason.message.rstrip('.')}."
     if left:
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        sentence += f" Left as it is, since it was changed meanwhile: {shown(left[0])}{more}."
+        sentence += f" Left as it is, since it was changed meanwhile: {first_of(left)}."
     return Recovered(False, begun.before, sentence)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from . import tree
-from .file_names import collision_key, is_within, parents, shown, to_bytes, to_name
+from .file_names import collision_key, first_of, is_within, parents, shown, to_bytes, to_name
 from .manifest import Manifest
 from .problems import Problems
 
@@ -56,14 +56,13 @@ class Change:
         told = []
         if self.kept:
             told.append(
-                f"{len(self.kept)} files that {where} no longer has were changed on the host"
-                f" and are kept, {shown(self.kept[0])} among them."
+                f"Kept, since it was changed on the host, though {where} no longer has it:"
+                f" {first_of(self.kept)}."
             )
         if self.overwritten:
             told.append(
-                f"{len(self.overwritten)} files that were changed on the host are replaced,"
-                f" {shown(self.overwritten[0])} among them; the version before this one keeps"
-                " their bytes."
+                f"Replaced, though it was changed on the host: {first_of(self.overwritten)}."
+                " The version before this one keeps what it was."
             )
         return told
 

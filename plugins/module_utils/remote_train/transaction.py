@@ -8,7 +8,6 @@ import shutil
 from typing import NamedTuple
 
 from . import durable, journal, versions
-from .atomic import write_bytes
 from .disk_errors import cannot
 from .errors import TrainError
 from .file_names import shown
@@ -103,16 +102,13 @@ def _set_manifest(state_dir: str, staging: str, source: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(target)
         return
-    link = os.path.join(staging, MODERN)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(link)
-    try:
-        os.link(source, link)
-    except OSError:  # a file system without hard links
-        with open(source, "rb") as stream:
-            write_bytes(target, stream.read())
-    else:
-        os.replace(link, target)
+    # No link: whoever writes to this one by hand doesn't write to the version's.
+    copy = os.path.join(staging, MODERN)
+    with open(source, "rb") as old, open(copy, "wb") as new:
+        shutil.copyfileobj(old, new)
+        new.flush()
+        os.fsync(new.fileno())
+    os.replace(copy, target)
 
 
 def _end(state_dir: str, staging: str) -> None:
