@@ -3,9 +3,11 @@
 import os
 import stat
 
+from remote_train import durable
 from remote_train.bundle import apply, build
 from remote_train.file_names import to_bytes, to_name
 from remote_train.project_files import ProjectFile
+from remote_train.rollback import rollback
 
 FILES = {
     "a.py": b"print()\n",
@@ -16,6 +18,12 @@ FILES = {
     to_name(b"latin\xe9"): b"",
     "deep/" * 60 + "long name" * 12: b"deep",
 }
+
+
+def no_waiting(monkeypatch):
+    """Leave out what only a power cut would show, since it takes most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+    monkeypatch.setattr(durable, "_whole", lambda _folder: True)
 
 
 def put(root, files):
@@ -83,6 +91,9 @@ class Host:
 
     def apply(self, path, sha256=None, **options):
         return apply(str(path), str(self.root), str(self.state), sha256, **options)
+
+    def rollback(self, version=None, **options):
+        return rollback(str(self.root), str(self.state), version, **options)
 
     def files(self):
         """What the project holds, but for the state."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from remote_train import durable, journal, versions
+from remote_train import journal, versions
 from remote_train.errors import TrainError
 from remote_train.recovery import recover
 from remote_train.rollback import rollback
-from tests.unit.bundle_host import Host, make, put, snapshot
+from tests.unit.bundle_host import Host, make, no_waiting, put, snapshot
 from tests.unit.killing import killed_at, steps
 
 MEMORY = "/dev/shm"  # noqa: S108  # a folder of the tests' own is made in it
@@ -51,8 +51,7 @@ USERS = {
 
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
-    monkeypatch.setattr(durable, "_whole", lambda _folder: True)
+    no_waiting(monkeypatch)
 
 
 class Stage:
