@@ -55,23 +55,29 @@ def test_two_at_once(host, pair, second):
             host.apply(pair[1])
             os._exit(0)
         os._exit(1)
-    assert os.read(ready[0], 1) == b"x"
-    assert journal.pending(str(host.state))
-    half = snapshot(host.folder)
-    work = {
-        "apply": lambda: host.apply(pair[1]),
-        "rollback": host.rollback,
-        "recover": lambda: recover(str(host.root), str(host.state)),
-    }[second]
-    with pytest.raises(TrainError, match=r"Another sync is at work on this host .*apply\.lock"):
-        work()
-    assert snapshot(host.folder) == half
-    with pytest.raises(TrainError, match="was interrupted"):
-        host.rollback(check=True)
-    looked = host.apply(pair[1], check=True)
-    assert any("was interrupted" in warning for warning in looked.warnings)
-    os.write(go[1], b"xxxxxxxx")
-    assert os.waitpid(child, 0)[1] == 0
+    try:
+        assert os.read(ready[0], 1) == b"x"
+        assert journal.pending(str(host.state))
+        half = snapshot(host.folder)
+        work = {
+            "apply": lambda: host.apply(pair[1]),
+            "rollback": host.rollback,
+            "recover": lambda: recover(str(host.root), str(host.state)),
+        }[second]
+        with pytest.raises(TrainError, match=r"Another sync is at work on this host .*apply\.lock"):
+            work()
+        assert snapshot(host.folder) == half
+        with pytest.raises(TrainError, match="was interrupted"):
+            host.rollback(check=True)
+        looked = host.apply(pair[1], check=True)
+        assert any("was interrupted" in warning for warning in looked.warnings)
+        os.write(go[1], b"x" * 8)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        status = os.waitpid(child, 0)[1]
+    assert status == 0
     assert host.files() == NEW
     assert not host.apply(pair[1]).changed
 
@@ -192,6 +198,23 @@ def test_what_changes_between_check_and_use(host, pair, monkeypatch, change, mom
 
     assert but_for_the_state(snapshot(host.folder)) == but_for_the_state(seen[0])
     assert sorted(os.listdir(host.state)) == ["SYNC_MANIFEST.sha256", "apply.lock", "versions"]
+
+
+def test_a_file_that_is_exchanged_while_it_is_kept(host, pair, monkeypatch):
+    """Its old bytes have their second link, and then another file takes its name."""
+    host.apply(pair[0])
+    real = os.link
+
+    def exchange(source, target, **options):
+        real(source, target, **options)
+        if source == b"z":
+            (host.root / "other").write_bytes(b"mine")
+            (host.root / "other").replace(host.root / "z")
+
+    monkeypatch.setattr(os, "link", exchange)
+    with pytest.raises(RefusedError, match="z changed on the host while"):
+        host.apply(pair[1])
+    assert host.files() == {**OLD, "z": b"mine"}
 
 
 def test_what_is_removed_by_another_meanwhile_is_removed(host, pair, monkeypatch):
