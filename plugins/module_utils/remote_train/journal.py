@@ -117,8 +117,9 @@ def read(state_dir: str) -> Journal:
         with open(path, "rb") as stream:
             return _journal(json.loads(stream.read()))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise TrainError(
-            f"The journal {path} of a sync that was interrupted can't be read ({error!r}).",
+            f"The journal {path} of a sync that was interrupted can't be read ({why}).",
             f"See what is in {state_dir}/{STAGING}*, remove the journal, and sync again.",
             "integrity",
         ) from error
