@@ -14,7 +14,8 @@ from remote_train.manifest import MODERN
 from remote_train.problems import RefusedError
 from tests.unit.bundle_host import Host, no_waiting
 from tests.unit.hostile_bundles import LINE, LISTING, OK, sound, special, tar_bytes
-from tests.unit.hostile_rules import RULES, SPELLINGS, Place
+from tests.unit.hostile_place import Place
+from tests.unit.hostile_rules import RULES, SPELLINGS
 
 
 @pytest.fixture(autouse=True)

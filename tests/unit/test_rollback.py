@@ -364,6 +364,17 @@ def test_bytes_that_were_never_kept_are_missed(tmp_path, host):
     assert host.files() == {"a": b"mine"}
 
 
+def test_what_a_program_applied_that_kept_no_versions(tmp_path, applied):
+    """Its manifest is that of number 0: what it lists and isn't there any more is removed."""
+    shutil.rmtree(applied.state / "versions")
+    old = applied.files()
+    done = applied.apply(make(tmp_path, {"a": b"4"}, "tree4").paths[0])
+    assert (done.version, done.removed) == (1, ["d/b", "d/new", "x/inner"])
+    applied.rollback()
+    assert applied.files() == old
+    assert parse((applied.state / MODERN).read_bytes()).lines.keys() == TREES[2].keys()
+
+
 def test_where_nothing_was_applied_nothing_is_kept(host):
     with pytest.raises(TrainError, match="No version of"):
         host.rollback()

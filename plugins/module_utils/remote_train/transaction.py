@@ -38,9 +38,9 @@ def run(root: str, state_dir: str, doing: Journal) -> Outcome:
     """
     staging = os.path.join(state_dir, doing.staging)
     _check_staging(state_dir, staging, doing)
-    swap = Swap(os.fsencode(root), staging, doing)
     reason = None
     try:
+        swap = Swap(os.fsencode(root), staging, doing)
         if doing.direction == journal.FORWARD:
             reason = _forward(root, swap)
             if reason is None:
@@ -73,7 +73,8 @@ def _forward(root: str, swap: Swap) -> TrainError | None:
         hint = "Nothing was changed. Run it again."
         return refused(root, "changed-on-target", str(error), hint, error.name)
     except StepError as error:
-        return cannot(f"{shown(error.name)} can't be changed in {root}", error.error)
+        found = cannot(f"{shown(error.name)} can't be changed in {root}", error.error)
+        return TrainError(found.message, f"Nothing was changed. {found.hint}", found.category)
     return None
 
 
