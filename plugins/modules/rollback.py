@@ -208,7 +208,7 @@ def answer(module: AnsibleModule) -> dict:
         module.warn(warning)
     result = {
         "changed": done.changed,
-        "versions": [vars(version) for version in versions.versions(state_dir)],
+        "versions": [record(version) for version in versions.versions(state_dir)],
         **{key: getattr(done, key) for key in ("left", "target", "version", "unchanged", "bytes")},
         **{
             key: [shown(name) for name in getattr(done, key)]
@@ -230,7 +230,12 @@ def listed(module: AnsibleModule, root: str, state_dir: str) -> dict:
         module.warn(f"A sync of {root} is at work or was interrupted; this is what was before it.")
     found = versions.versions(state_dir)
     lines = [version.line for version in found] or [f"  No version of {root} is kept."]
-    return {"changed": False, "versions": [vars(version) for version in found], "lines": lines}
+    return {"changed": False, "versions": [record(version) for version in found], "lines": lines}
+
+
+def record(version: versions.Version) -> dict:
+    fields = ("number", "made", "by", "of", "sha256", "files", "current")
+    return {field: getattr(version, field) for field in fields}
 
 
 def told(done: RollbackResult, check: bool) -> list:

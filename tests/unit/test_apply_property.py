@@ -94,13 +94,14 @@ def in_a_row_and_back(folder, users, trees, kills, plan_first, data):
         event("killed" if killed else "not killed")
     present = max(states)
     number = data.draw(st.sampled_from(sorted(states)))
-    if killed_at(next(kills), lambda: host.rollback(number)):
+    if killed_at(next(kills), lambda: host.rollback(number, keep=20)):
         event("rollback killed")
         recover(str(host.root), str(host.state))
         assert everything(host) in (states[present], states[number])
-    if everything(host) != states[number]:
-        host.rollback(number)
-    assert everything(host) == states[number]
+    more = data.draw(st.lists(st.sampled_from(sorted(states)), max_size=3))
+    for another in [number, *more]:
+        host.rollback(another, keep=20)
+        assert everything(host) == states[another]
 
 
 def runs_of(tree):

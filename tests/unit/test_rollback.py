@@ -144,6 +144,16 @@ def test_files_that_were_there_already_are_not_removed_by_going_back(tmp_path, h
     host.rollback(0)
     assert host.files() == {"a": b"1", "b": b"the user's"}
     assert (host.root / "b").stat().st_mode & 0o7777 == 0o600
+    host.rollback(1, keep=9)
+    assert host.files() == {"a": b"1", "b": b"2", "c": b"3"}
+    host.rollback(0, keep=9)
+    host.apply(make(tmp_path, {"d": b"4"}, "other").paths[0], keep=9)
+    host.rollback(1, keep=9)
+    assert host.files() == {"a": b"1", "b": b"2", "c": b"3"}
+    host.rollback(0, keep=9)
+    (host.root / "b").write_bytes(b"changed since")
+    with pytest.raises(RefusedError, match="b was changed on the host since"):
+        host.rollback(1)
 
 
 def test_modes_and_folders_come_back(tmp_path, host):
@@ -292,6 +302,9 @@ def test_syncing_first_keeps_what_was_changed_and_lets_go_back(tmp_path, applied
     assert applied.files()["a"] == b"1"
     applied.rollback(3)
     assert applied.files()["a"] == b"mine"
+    # What going back has put there is not what somebody changed since.
+    applied.rollback(1)
+    assert applied.files()["a"] == b"1"
 
 
 # -- what is kept is damaged ---------------------------------------------------------------------

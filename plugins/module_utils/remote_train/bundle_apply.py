@@ -112,13 +112,22 @@ class _Job:
             staged = self._unpack(os.path.join(staging, "new"))
             modes = self._modes(staged)
             result = self._result(staged, modes)
+            present = versions.current(self._state_dir)
+            put = present.put.items() if present else ()
+            version = versions.Version(
+                0,
+                by="apply",
+                of=shown(self._label),
+                sha256=self._sha256,
+                put={name: digest for name, digest in put if name not in staged},
+            )
             new = commit.New(
                 staged={name: staged[name].path for name in self._change.write},
                 modes=modes,
                 names=staged.keys(),
                 # What is on the target then, always in SHA-256.
                 manifest=write_manifest((name, file.sha256) for name, file in staged.items()),
-                version=versions.Version(0, by="apply", of=self._label, sha256=self._sha256),
+                version=version,
             )
             result.version = commit.commit(
                 self._root, self._state_dir, staging, self._change, new, keep

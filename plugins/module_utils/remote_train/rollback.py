@@ -93,6 +93,7 @@ class _Back:
         self._back = {name: before for name, before in past.files.items() if before is not None}
         self._gone = past.files.keys() - self._back.keys()
         self._manifest = _manifest_bytes(root, state_dir, self._target)
+        self._listed = Manifest("", "sha256") if self._manifest is None else parse(self._manifest)
         self._change = self._decide(workers)
 
     def look(self) -> RollbackResult:
@@ -113,9 +114,15 @@ class _Back:
                 new = commit.New(
                     staged=staged,
                     modes=self._modes(),
-                    names=[] if self._manifest is None else parse(self._manifest).lines,
+                    names=self._listed.lines,
                     manifest=self._manifest,
-                    version=Version(0, by="rollback", of=str(target.number), sha256=target.sha256),
+                    version=Version(
+                        0,
+                        by="rollback",
+                        of=str(target.number),
+                        sha256=target.sha256,
+                        put=self._put(),
+                    ),
                     folders=self._folders,
                 )
                 result.version = commit.commit(
@@ -130,9 +137,10 @@ class _Back:
             return change
         root = os.fsencode(self._root)
         applied = _applied(self._state_dir, self._present)
+        put = self._present.put
 
         def as_applied(name: str) -> str:
-            return applied.digest_of(name) if name in applied.lines else ""
+            return put.get(name) or (applied.digest_of(name) if name in applied.lines else "")
 
         for found in tree.examine(root, self._gone, as_applied, "sha256", workers):
             if found.kind == "same":
@@ -154,6 +162,18 @@ class _Back:
             )
             raise RefusedError(self._root, change.problems, hint)
         return change
+
+    def _put(self) -> dict[str, str]:
+        """The digests of what is there then and is not what the manifest lists."""
+        before = self._present.put.items()
+        there = {name: digest for name, digest in before if name not in self._gone}
+        there.update((name, old.sha256) for name, old in self._back.items())
+        listed = self._listed
+        return {
+            name: digest
+            for name, digest in there.items()
+            if name not in listed.lines or listed.digest_of(name) != digest
+        }
 
     def _modes(self) -> dict[str, int]:
         """The files that have their old bytes already, but another mode."""

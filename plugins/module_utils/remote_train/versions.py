@@ -41,6 +41,8 @@ class Version:
     :param sha256: of the bundle; empty where there was none.
     :param files: the number of files that its manifest lists.
     :param folders: those that applies have made and that its files lie in.
+    :param put: the digests of files that going back has put there, and that the manifest doesn't
+        list, or lists with another one: the user's own, as they were when a sync replaced them.
     :param current: whether it is the present one.
     """
 
@@ -51,6 +53,7 @@ class Version:
     sha256: str = ""
     files: int = 0
     folders: list[str] = field(default_factory=list)
+    put: dict[str, str] = field(default_factory=dict)
     current: bool = False
 
     @property
