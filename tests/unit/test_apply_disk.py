@@ -3,8 +3,6 @@
 import contextlib
 import os
 import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +10,7 @@ from remote_train import bundle_apply
 from remote_train.errors import TrainError
 from remote_train.problems import RefusedError
 from tests.unit.bundle_host import Host, make, no_waiting, snapshot
+from tests.unit.small_disk import small_disk
 
 OLD = {"a": b"1", "d/b": b"1", "gone/c": b"1", "z": b"1"}
 NEW = {"a": b"2", "d/b": b"2", "new/d": b"2", "z": b"2"}
@@ -30,26 +29,6 @@ def host(tmp_path):
 @pytest.fixture
 def pair(tmp_path):
     return [make(tmp_path, files, f"n{n}").paths[0] for n, files in enumerate((OLD, NEW))]
-
-
-@contextlib.contextmanager
-def small_disk(options):
-    """A file system in memory with little room."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system takes root")
-    with tempfile.TemporaryDirectory(prefix="remote-train-") as folder:
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        if mounted.returncode:
-            pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
-        try:
-            yield Path(folder)
-        finally:
-            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.mark.parametrize("way", ["apply", "rollback"])

@@ -84,6 +84,10 @@ class Stage:
     def apply(self, host):
         return host.apply(self.new.paths[0])
 
+    def applying(self, host):
+        """The same for another process."""
+        return "apply", self.new.paths[0], host.root, host.state
+
 
 @pytest.fixture
 def stage(tmp_path):
@@ -123,7 +127,7 @@ def test_apply_killed_at_every_step(stage):
     ends = {"old": 0, "new": 0}
     for step in steps():
         host = stage.host()
-        if not killed_at(step, lambda host=host: stage.apply(host)):
+        if not killed_at(step, *stage.applying(host)):
             break
         begun = journal.pending(str(host.state))
         if not begun:
@@ -153,7 +157,7 @@ def test_rollback_killed_at_every_step(stage):
     old, new = tree(stage.host()), tree(stage.host(applied=True))
     for step in steps():
         host = stage.host(applied=True)
-        if not killed_at(step, lambda host=host: back(host)):
+        if not killed_at(step, "rollback", host.root, host.state):
             break
         recovered = recover(str(host.root), str(host.state))
         found = tree(host)
@@ -176,7 +180,7 @@ def journaled_steps(stage):
     found = []
     for step in steps():
         host = stage.host()
-        if not killed_at(step, lambda host=host: stage.apply(host)):
+        if not killed_at(step, *stage.applying(host)):
             return found
         if journal.pending(str(host.state)):
             found.append(step)
@@ -189,8 +193,8 @@ def test_recovery_killed_at_every_step(stage):
     for at in found[:: max(1, len(found) // 3)]:
         for step in steps():
             host = stage.host()
-            assert killed_at(at, lambda host=host: stage.apply(host))
-            if not killed_at(step, lambda host=host: recover(str(host.root), str(host.state))):
+            assert killed_at(at, *stage.applying(host))
+            if not killed_at(step, "recover", host.root, host.state):
                 break
             recover(str(host.root), str(host.state))
             assert tree(host) == new
@@ -204,11 +208,11 @@ def test_undoing_killed_at_every_step(stage):
     for at in found[2 :: max(1, len(found) // 3)]:
         for step in steps():
             host = stage.host()
-            assert killed_at(at, lambda host=host: stage.apply(host))
+            assert killed_at(at, *stage.applying(host))
             change = change_what_is_left(host)
             if change is None:
                 break  # nothing is left to do that could be hindered by it
-            if not killed_at(step, lambda host=host: recover(str(host.root), str(host.state))):
+            if not killed_at(step, "recover", host.root, host.state):
                 break
             recover(str(host.root), str(host.state))
             assert tree(host) == change(tree(stage.host()))
@@ -225,7 +229,7 @@ def test_what_is_changed_while_an_apply_is_dead_is_left_as_it_is(stage):
     """Undone is only what is known: not a file that was new already, and then was edited."""
     at = step_when(stage, lambda host: host.files()["d/with\nnewline"] == b"changed")
     host = stage.host()
-    assert killed_at(at, lambda: stage.apply(host))
+    assert killed_at(at, *stage.applying(host))
     (host.root / "d" / LATIN).write_bytes(b"edited when it was new already")
     (host.root / "d" / "with\nnewline").unlink()  # was new already; its old bytes come back
     change_what_is_left(host)
@@ -248,9 +252,9 @@ def test_what_was_put_back_and_taken_away_again_holds_nothing_up(stage):
     at = step_when(stage, lambda host: host.files()[name] == b"changed")
     for step in steps():
         host = stage.host()
-        assert killed_at(at, lambda host=host: stage.apply(host))
+        assert killed_at(at, *stage.applying(host))
         change_what_is_left(host)
-        assert killed_at(step, lambda host=host: recover(str(host.root), str(host.state)))
+        assert killed_at(step, "recover", host.root, host.state)
         if host.files()[name] == b"n":
             break
     assert journal.pending(str(host.state))
@@ -265,7 +269,7 @@ def step_when(stage, reached):
     """The first step at which a killed apply leaves something that can be seen on the host."""
     for step in steps():
         host = stage.host()
-        assert killed_at(step, lambda host=host: stage.apply(host))
+        assert killed_at(step, *stage.applying(host))
         if reached(host):
             return step
     return None

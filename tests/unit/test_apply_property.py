@@ -82,7 +82,7 @@ def in_a_row_and_back(folder, users, trees, kills, plan_first, data):
         if blocked(host, bundle):
             event("refused")
             break
-        killed = killed_at(next(kills), lambda bundle=bundle: host.apply(bundle))
+        killed = killed_at(next(kills), "apply", bundle, host.root, host.state)
         if killed and plan_first:
             recovered = recover(str(host.root), str(host.state))
             assert not recovered or recovered.finished
@@ -94,7 +94,7 @@ def in_a_row_and_back(folder, users, trees, kills, plan_first, data):
         event("killed" if killed else "not killed")
     present = max(states)
     number = data.draw(st.sampled_from(sorted(states)))
-    if killed_at(next(kills), lambda: host.rollback(number, keep=20)):
+    if killed_at(next(kills), "rollback", host.root, host.state, number, 0, 20):
         event("rollback killed")
         recover(str(host.root), str(host.state))
         assert everything(host) in (states[present], states[number])

@@ -14,7 +14,7 @@ from remote_train.manifest import MODERN
 from remote_train.problems import RefusedError
 from tests.unit.bundle_host import Host
 from tests.unit.hostile_bundles import LINE, LISTING, OK, bomb, header, special, tar_bytes
-from tests.unit.test_apply_disk import small_disk
+from tests.unit.small_disk import small_disk
 
 MEGABYTE = 1024 * 1024
 GIGABYTE = 1024 * MEGABYTE
