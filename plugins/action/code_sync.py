@@ -12,8 +12,8 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 from ansible.errors import AnsibleConnectionFailure
 
 from controller import project
-from controller.action import Result, TrainAction
-from remote_train import bundle, plan, runs
+from controller.action import Result, TrainAction, warnings_of
+from remote_train import bundle, plan, runs, versions
 
 INCOMING = f"{runs.SYNC}/incoming"
 """Where a bundle waits on the host, under the project root and on its file system."""
@@ -55,15 +55,17 @@ class ActionModule(TrainAction):
                     source, self.argument("whitelist", ""), self.argument("exclude", [])
                 )
                 built = bundle.build(source, files, folder, "project")
-                result["sent"]["project"] = self._deliver(built, self._root, runs.SYNC)
+                result["sent"]["project"] = self._deliver(
+                    built, self._root, runs.SYNC, int(self.argument("keep", versions.KEEP))
+                )
             if made["engine_changed"]:
                 laid = os.path.join(folder, "engine")
                 built = bundle.build(laid, project.lay_engine(laid), folder, "engine")
                 engine = os.path.join(self._root, plan.ENGINE)
-                result["sent"]["engine"] = self._deliver(built, engine, f"{plan.ENGINE}/.state")
+                result["sent"]["engine"] = self._deliver(built, engine, f"{plan.ENGINE}/.state", 0)
         return result
 
-    def _deliver(self, built: bundle.Bundle, root: str, state: str) -> Result:
+    def _deliver(self, built: bundle.Bundle, root: str, state: str, keep: int) -> Result:
         """Send one bundle and apply it; it is removed from the host again."""
         incoming = os.path.join(self._root, INCOMING)
         there = os.path.join(incoming, os.path.basename(built.paths[0]))
@@ -77,11 +79,14 @@ class ActionModule(TrainAction):
                     "root": root,
                     "state_dir": os.path.join(self._root, state),
                     "sha256": built.sha256,
+                    "keep": keep,
                 },
                 self._vars,
             )
         finally:
             self.shell(["rm", "-f", "--", there])
+        for warning in warnings_of(applied):
+            self.warn(warning)
         keys = ("added", "replaced", "removed", "kept")
         counts = ", ".join(f"{len(applied[key])} {key}" for key in keys if applied[key])
         what = os.path.basename(built.paths[0]).partition(".")[0]

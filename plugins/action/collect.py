@@ -144,7 +144,7 @@ class ActionModule(TrainAction):
                 with contextlib.suppress(AnsibleConnectionFailure, TrainError):
                     self._remove(packed["bundle"])
             unpacked = os.path.join(folder, "files")
-            bundle.apply(here, unpacked, os.path.join(folder, "state"), packed["sha256"])
+            bundle.apply(here, unpacked, os.path.join(folder, "state"), packed["sha256"], keep=0)
             right = bundle.compare(unpacked, {path: wanted[home_path(path)] for path in paths})
             if right["missing"] or right["different"]:
                 raise TrainError(

@@ -125,6 +125,8 @@ class ActionModule(TrainAction):
         sync = made["sync"] or {"add": [], "change": [], "remove": []}
         sends = bool(any(sync.values()) or made["engine_changed"])
         due = _due(wanted, made, sends)
+        for sentence in made["interrupted"]:
+            self.warn(sentence)
         lines = list(_lines(made, sync, sends))
         for line in lines:
             self.say(line)
@@ -132,7 +134,7 @@ class ActionModule(TrainAction):
             for warning in stage["warnings"]:
                 self.warn(warning)
         return {
-            "changed": False,
+            "changed": made["changed"],
             **{k: made[k] for k in ("stages", "work", "live", "python", "home", "uncollected")},
             "pythons_tried": made["pythons_tried"],
             "sync": sync,

@@ -35,7 +35,14 @@ requirements:
 _LIVE_ACTIONS = ("plan", "code_sync", "stage", "collect")
 """The steps that show lines while they run: their titles come first."""
 
-_SHOWN_ACTIONS = (*_LIVE_ACTIONS, "gpu_probe", "provision", "verify_manifest", "apply_bundle")
+_SHOWN_ACTIONS = (
+    *_LIVE_ACTIONS,
+    "gpu_probe",
+    "provision",
+    "verify_manifest",
+    "apply_bundle",
+    "rollback",
+)
 """The steps that have titles; the others are housekeeping."""
 
 

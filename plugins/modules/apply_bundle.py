@@ -12,7 +12,9 @@ description:
   - Checks a C(.tar.gz) by its digest, unpacks it into a staging folder of mode 0700 while hashing
     every byte, and holds the files against the manifest in the bundle.
   - Only when all of it is right, moves the files that differ into place, each by a rename, and
-    removes the files that the manifest applied before lists and this one doesn't.
+    removes the files that the manifest applied before lists and this one doesn't. All of it or
+    nothing; killed at any instant, the next run finishes or undoes it first.
+  - Keeps the files that it replaces and removes as a version, which M(rollback) goes back to.
   - Refuses, and then changes nothing, names that lead out of O(root), links, devices, setuid bits,
     files that are listed twice, not listed or missing, and symlinks on the way inside O(root).
   - Deletes nothing that it did not make. A file that was changed since is kept, with a warning.
@@ -30,8 +32,8 @@ options:
     required: true
   state_dir:
     description:
-      - A folder on the same file system as O(root), for the staging folder and for the manifest of
-        what was applied last, C(SYNC_MANIFEST.sha256).
+      - A folder on the same file system as O(root), for the staging folder, the journal, the
+        versions that are kept, and the manifest of what was applied last, C(SYNC_MANIFEST.sha256).
       - It may lie in O(root); no bundle can write into it then.
     type: path
     required: true
@@ -41,6 +43,11 @@ options:
       - By default the one in the file of the same name with C(.sha256) behind it. Without either,
         nothing vouches for the bundle as a whole, which is warned of.
     type: str
+  keep:
+    description:
+      - How many versions are kept beside the new one, for M(rollback).
+    type: int
+    default: 5
 attributes:
   check_mode:
     description: Can run in check mode; verifies all, says what would change, and writes nothing.
@@ -114,6 +121,10 @@ sha256:
   description: The digest of the bundle.
   returned: success
   type: str
+version:
+  description: The number of the version that is there now, for M(rollback); null in check mode.
+  returned: success
+  type: int
 problems:
   description: The first 1,000 reasons to refuse, as those of M(verify_manifest).
   returned: when the bundle or the target was refused
@@ -132,6 +143,7 @@ from ansible.module_utils.remote_train.bundle_apply import apply
 from ansible.module_utils.remote_train.errors import TrainError
 from ansible.module_utils.remote_train.file_names import shown
 from ansible.module_utils.remote_train.problems import RefusedError
+from ansible.module_utils.remote_train.versions import KEEP
 
 
 def main() -> None:
@@ -141,6 +153,7 @@ def main() -> None:
             "root": {"type": "path", "required": True},
             "state_dir": {"type": "path", "required": True},
             "sha256": {"type": "str"},
+            "keep": {"type": "int", "default": KEEP},
         },
         supports_check_mode=True,
     )
@@ -148,9 +161,16 @@ def main() -> None:
     expected = params["sha256"]
     if expected is not None and not re.fullmatch(r"[0-9A-Fa-f]{64}", expected):
         module.fail_json(msg=f"sha256 is not a digest of 64 hex digits: {expected!r}.")
+    if params["keep"] < 0:
+        module.fail_json(msg=f"The number of versions to keep is {params['keep']}, below 0.")
     try:
         done = apply(
-            params["src"], params["root"], params["state_dir"], expected, check=module.check_mode
+            params["src"],
+            params["root"],
+            params["state_dir"],
+            expected,
+            check=module.check_mode,
+            keep=params["keep"],
         )
     except RefusedError as error:
         module.fail_json(
@@ -176,6 +196,7 @@ def main() -> None:
         "algorithm": done.algorithm,
         "legacy": done.legacy,
         "sha256": done.sha256,
+        "version": done.version,
     }
     if module._diff:
         result["diff"] = {

@@ -8,7 +8,7 @@ short_description: Say what a run would do on this host, and why
 description:
   - Compares the markers of the stages with the inputs of today, and the files of the training
     project with those that sync would bring.
-  - Changes nothing.
+  - Changes nothing, but for a sync that was interrupted, which it finishes or undoes first.
 author: the remote-train authors
 attributes:
   check_mode:
@@ -92,6 +92,11 @@ uncollected:
   description: The name of the last run where it has to be collected (again), or null.
   type: str
   returned: success
+interrupted:
+  description: A sentence for each sync that was found interrupted, on how it ended.
+  type: list
+  elements: str
+  returned: success
 sync:
   description: The paths that sync would add, change and remove; null where nothing is synced.
   type: dict
@@ -102,8 +107,10 @@ engine_changed:
   returned: success
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.remote_train import plan
+from ansible.module_utils.remote_train import plan, recovery, runs
 from ansible.module_utils.remote_train.errors import TrainError
 
 
@@ -120,7 +127,17 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    root = given["request"]["project_root"]
+    engine = os.path.join(root, plan.ENGINE)
+    interrupted, changed = [], False
     try:
+        # What was interrupted comes to its end first: one look at one name each where nothing was.
+        for place, state in ((root, os.path.join(root, runs.SYNC)), (engine, f"{engine}/.state")):
+            if module.check_mode and recovery.pending(state):
+                interrupted.append(f"A sync of {place} was interrupted; a run ends it first.")
+            elif ended := recovery.recover(place, state):
+                interrupted.append(ended.sentence)
+                changed = True
         made = plan.make(
             given["request"],
             (given["code"][0], given["code"][1]),
@@ -128,12 +145,11 @@ def main() -> None:
             given["python"],
             given["coming"],
         )
-        root = given["request"]["project_root"]
         made["sync"] = plan.compare(root, given["coming"])
         made["engine_changed"] = plan.engine_differs(root, given["engine"])
     except TrainError as error:
         module.fail_json(msg=error.message, hint=error.hint, category=error.category)
-    module.exit_json(changed=False, **made)
+    module.exit_json(changed=changed, interrupted=interrupted, **made)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 import os
 import stat
 
+from remote_train import durable
 from remote_train.bundle import apply, build
 from remote_train.file_names import to_bytes, to_name
 from remote_train.project_files import ProjectFile
+from remote_train.rollback import rollback
 
 FILES = {
     "a.py": b"print()\n",
@@ -16,6 +18,12 @@ FILES = {
     to_name(b"latin\xe9"): b"",
     "deep/" * 60 + "long name" * 12: b"deep",
 }
+
+
+def no_waiting(monkeypatch):
+    """Leave out what only a power cut would show, since it takes most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+    monkeypatch.setattr(durable, "_whole", lambda _folder: True)
 
 
 def put(root, files):
@@ -70,15 +78,22 @@ class Host:
     """A place to apply to: the project, its state, and a neighbour that nobody may touch."""
 
     def __init__(self, folder):
-        self.folder = folder / "host"
-        self.root = self.folder / "project"
-        self.state = self.root / "outputs" / "training_sync"
+        self.place(folder / "host")
         (self.folder / "neighbour").mkdir(parents=True)
         (self.folder / "neighbour" / "file").write_text("mine")
         self.root.mkdir()
 
+    def place(self, folder):
+        """Say where it is, without making anything."""
+        self.folder = folder
+        self.root = folder / "project"
+        self.state = self.root / "outputs" / "training_sync"
+
     def apply(self, path, sha256=None, **options):
         return apply(str(path), str(self.root), str(self.state), sha256, **options)
+
+    def rollback(self, version=None, **options):
+        return rollback(str(self.root), str(self.state), version, **options)
 
     def files(self):
         """What the project holds, but for the state."""

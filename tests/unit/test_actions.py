@@ -25,6 +25,8 @@ MADE: dict[str, Any] = {
     "pythons_tried": [],
     "sync": None,
     "engine_changed": False,
+    "interrupted": [],
+    "changed": False,
 }
 CONTROLLER: dict[str, Any] = {"issues": [], "failure": None}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_train import bundle, bundle_apply, staging
+from remote_train import bundle, staging
 from remote_train.bundle import apply, build, compare
 from remote_train.errors import TrainError
 from remote_train.file_names import to_bytes
@@ -134,15 +134,12 @@ def test_apply_brings_what_was_packed(tmp_path, host):
     assert not (host.root / "a.py").stat().st_mode & 0o111
     recorded = (host.state / MODERN).read_bytes()
     assert recorded == Path(made.paths[2]).read_bytes()
-    assert sorted(os.listdir(host.state)) == [MODERN, "apply.lock"]
+    assert sorted(os.listdir(host.state)) == [MODERN, "apply.lock", "versions"]
     before = snapshot(host.folder)
     again = host.apply(made.paths[0], made.sha256)
     assert not again.changed
     assert again.unchanged == len(FILES)
-    after = snapshot(host.folder)
-    assert {path for path in before if before[path] != after[path]} <= {
-        os.fsencode(host.state / MODERN)
-    }
+    assert snapshot(host.folder) == before
 
 
 def test_apply_replaces_removes_and_leaves_the_rest(tmp_path, host):
@@ -206,14 +203,14 @@ def test_check_mode_writes_nothing_at_all(tmp_path, host):
     assert read(missing)["a.py"] == FILES["a.py"]
 
 
-def test_a_killed_apply_leaves_nothing_that_stays(tmp_path, host, monkeypatch):
+def test_an_interrupted_apply_leaves_nothing_that_stays(tmp_path, host, monkeypatch):
     made = make(tmp_path, FILES)
     put(host.state, {"staging-old/0": b"left"})
 
-    def kill(*_arguments):
+    def interrupt(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundle_apply, "_place", kill)
+    monkeypatch.setattr(staging.Unpacker, "unpack", interrupt)
     with pytest.raises(KeyboardInterrupt):
         host.apply(made.paths[0])
     assert os.listdir(host.state) == ["apply.lock"]

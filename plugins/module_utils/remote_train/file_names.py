@@ -50,6 +50,11 @@ def shown(name: str | bytes) -> str:
     )
 
 
+def first_of(names: list[str]) -> str:
+    """The first of ``names`` for a person, and how many more there are."""
+    return shown(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
 def clean(raw: bytes) -> str:
     """The relative name that ``raw`` stands for, without ``./`` and doubled slashes.
 

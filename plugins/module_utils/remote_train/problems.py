@@ -53,3 +53,12 @@ class RefusedError(TrainError):
     def __init__(self, subject: str, problems: Problems, hint: str = "") -> None:
         super().__init__(problems.summary(subject), hint, "integrity")
         self.problems = problems
+
+
+def refused(
+    subject: str, problem: str, message: str, hint: str = "Nothing was applied.", name: str = ""
+) -> RefusedError:
+    """The error for one reason to refuse ``subject``."""
+    problems = Problems()
+    problems.add(problem, message, name=name)
+    return RefusedError(subject, problems, hint)

@@ -7,6 +7,7 @@ staged files are numbered.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Collection
@@ -20,6 +21,7 @@ from .problems import Problems, RefusedError
 from .tar_reader import CorruptError, Member, TarReader
 
 MAX_MANIFEST = 256 * 1024 * 1024  # bytes; a million lines of 256 bytes
+SPARE_MEMBERS = 10_000  # for folders that no listed file lies in
 STAGED_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -56,7 +58,10 @@ def read_inner_manifest(archive: BinaryIO, label: str, limit: int) -> tuple[str,
                     raise CorruptError(
                         "too-large", f"its manifest is larger than {MAX_MANIFEST:,} bytes"
                     )
-                content = b"".join(reader.body())
+                body = io.BytesIO()  # joined without holding all of it twice
+                for piece in reader.body():
+                    body.write(piece)
+                content = body.getvalue()
                 if name == MODERN:
                     return name, content
                 legacy = content
@@ -110,7 +115,9 @@ class Unpacker:
         :raises RefusedError: with every reason, when anything is not as the manifest says.
         :raises TrainError: when there is no room to write.
         """
-        reader = TarReader(archive, self._limit)
+        # Each file may have a folder and an AppleDouble of its own.
+        most = 3 * len(self._manifest.lines) + SPARE_MEMBERS
+        reader = TarReader(archive, self._limit, most)
         try:
             for member in reader.members():
                 self._sort(reader, member)

@@ -95,11 +95,15 @@ class Gunzip:
             parts.append(part)
             missing -= len(part)
         self._left -= size - missing
-        if self._left < 0:
+        self.expect(0)
+        return b"".join(parts)
+
+    def expect(self, size: int) -> None:
+        """Say that ``size`` bytes will come. :raises CorruptError: when they are too many."""
+        if size > self._left:
             raise CorruptError(
                 "too-large", f"it unpacks to more than the {self._limit:,} bytes there is room for"
             )
-        return b"".join(parts)
 
     def exactly(self, size: int) -> bytes:
         """``size`` bytes. :raises CorruptError: when there are fewer."""
@@ -126,10 +130,12 @@ class TarReader:
 
     :param stream: the compressed file, at its start.
     :param limit: bytes that it may unpack to.
+    :param most: members that it may have; :data:`MAX_MEMBERS` at most.
     """
 
-    def __init__(self, stream: BinaryIO, limit: int) -> None:
+    def __init__(self, stream: BinaryIO, limit: int, most: int | None = None) -> None:
         self._gunzip = Gunzip(stream, limit)
+        self._most = MAX_MEMBERS if most is None else min(most, MAX_MEMBERS)
         self._left = 0
         self._padding = 0
 
@@ -145,8 +151,8 @@ class TarReader:
             if member is None:
                 return
             count += 1
-            if count > MAX_MEMBERS:
-                raise CorruptError("too-many-members", f"over {MAX_MEMBERS:,} members")
+            if count > self._most:
+                raise CorruptError("too-many-members", f"it has over {self._most:,} members")
             yield member
 
     def body(self) -> Iterator[bytes]:
@@ -197,6 +203,7 @@ class TarReader:
         # Links, devices and folders have no bytes behind their header, whatever size it gives.
         has_body = kind in {"file", "sparse", "unknown"}
         self._left = size if has_body else 0
+        self._gunzip.expect(self._left)  # before a byte of it is written anywhere
         self._padding = -self._left % BLOCK
         return Member(kind, name, self._left, info.mode)
 

@@ -26,6 +26,19 @@ LARGE = 1024 * 1024  # bytes from which a file is a thread's work by itself
 MAX_DEPTH = 200  # folders below each other; each is open while what is in it is looked at
 
 
+class Stamp(NamedTuple):
+    """What tells one state of a file from another without reading it."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp of a file that was looked at. A link or a rename leaves it as it is."""
+    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 class Finding(NamedTuple):
     """What a name turned out to be.
 
@@ -36,6 +49,8 @@ class Finding(NamedTuple):
     :param size: bytes hashed.
     :param at: the name, or the part of it, that the kind is about.
     :param detail: the system's own words for ``unreadable``.
+    :param mode: permission bits of a regular file.
+    :param stamp: of a regular file, from before its bytes were read.
     """
 
     name: str
@@ -45,6 +60,8 @@ class Finding(NamedTuple):
     executable: bool = False
     at: str = ""
     detail: str = ""
+    mode: int = 0
+    stamp: Stamp = Stamp(0, 0, 0)
 
 
 class _Folder:
@@ -216,7 +233,9 @@ def _look(task: _Task, expected: str, algorithm: str, alone: bool) -> Finding | 
     finally:
         os.close(descriptor)
     kind = "same" if digest == expected else "different"
-    return Finding(name, kind, digest, size, bool(status.st_mode & stat.S_IXUSR), name)
+    mode = stat.S_IMODE(status.st_mode)
+    executable = bool(mode & stat.S_IXUSR)
+    return Finding(name, kind, digest, size, executable, name, "", mode, stamp_of(status))
 
 
 def obstacle(finding: Finding) -> tuple[str, str]:

@@ -123,6 +123,13 @@ def _words(result: Result) -> str:
     return ""
 
 
+def warnings_of(result: Result) -> list[str]:
+    """What a module warned of, which Ansible shows by itself for a task of its own only."""
+    # Ansible makes an object of each warning, as of an exception.
+    found = result.get("warnings") or []
+    return [str(getattr(getattr(one, "event", None), "msg", one)) for one in found]
+
+
 def can_rewrite(task_vars: Mapping[str, Any]) -> bool:
     """Whether a line can be rewritten in place: a person's terminal, and nobody asked for plain.
 
