@@ -68,7 +68,8 @@ def another(name: str, rank: int) -> Any:
         return others[rank % len(others)] if others else option["default"]
     kinds: dict[str, Callable[[], Any]] = {
         "int": lambda: int(option.get("default") or 0) + rank,
-        "float": lambda: float(option.get("default") or 0) + rank,
+        # An eighth is exact in binary, and small enough for shares, which stay below 1.
+        "float": lambda: float(option.get("default") or 0) + rank / 8,
         "bool": lambda: not option.get("default"),
         "list": lambda: [f"{name}_{rank}"],
         "str": lambda: f"{name}_{rank}",
