@@ -70,15 +70,15 @@ def _written(node: Any) -> str:
     return ascii(node)
 
 
-def import_closure(package: str, entry: str) -> list[str]:
-    """The files of ``package`` that ``entry`` imports, through others as well, itself included.
+def import_closure(package: str, *entries: str) -> list[str]:
+    """The files of ``package`` that ``entries`` import, through others too, themselves included.
 
     :param package: the package's folder; its name is how its modules import each other.
     :returns: file names relative to ``package``, sorted.
     """
     name = os.path.basename(package)
     found: set[str] = set()
-    waiting = [entry]
+    waiting = list(entries)
     while waiting:
         module = waiting.pop()
         path = f"{module}.py"
@@ -109,8 +109,7 @@ def _imported(node: ast.AST, package: str) -> list[str]:
 def code_digests(package: str) -> tuple[str, str]:
     """The digests of the training's code: what can change weights, and what can change scores."""
     weights = import_closure(package, WEIGHTS_ENTRY)
-    reached = {name for entry in SCORER_ENTRIES for name in import_closure(package, entry)}
-    scorer = sorted(reached - set(weights))
+    scorer = sorted(set(import_closure(package, *SCORER_ENTRIES)) - set(weights))
     if not weights or not scorer:
         raise TrainError(
             f"The training's code is not in {package}.", "Check the checkout.", "integrity"

@@ -51,51 +51,38 @@ def start(
     :returns: ``started``, ``attached`` or ``skipped`` as ``outcome``, the ``verdict`` of the
         marker and, unless skipped, the ``status``.
     """
-    with live.starting(request["project_root"]):
-        return _start(request, stage, run, token, python, environment, requirements)
-
-
-def _start(
-    request: Mapping[str, Any],
-    stage: Mapping[str, Any],
-    run: str,
-    token: str,
-    python: str,
-    environment: Mapping[str, str],
-    requirements: dict[str, str],
-) -> dict[str, Any]:
-    """The same, with no other start beside it."""
     root = request["project_root"]
-    status = live.read_json(live.path(root, "status.json"))
-    if status.get("token") == token and status.get("state") in live.ENDED:
-        return {"outcome": "attached", "verdict": {}, "status": status}
-    running = live.running(root)
-    if running:
-        live.require_running(root, running)
-        outcome = "attached" if running.get("token") == token else "busy"
-        return {"outcome": outcome, "verdict": {}, "status": running}
-    job, verdict = _job(request, stage, run, token, python, requirements)
-    if verdict["action"] == "skip":
-        if not _trained_in(root, run, stage["name"], job["fingerprint"]):
-            runs.mark(root, run, stage["name"], "skipped")
-        return {"outcome": "skipped", "verdict": verdict, "status": {}}
-    write_json(live.path(root, "training.json"), job["training"])
-    write_json(live.path(root, "job.json"), job)
-    write_json(live.path(root, "status.json"), {})
-    supervisor = subprocess.Popen(
-        [sys.executable, "-m", "remote_train.supervisor", root],
-        cwd=job["engine"],
-        env={**os.environ, **environment, **_names_for_command(job)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=_supervisor_log(root),
-        start_new_session=True,
-    )
-    return {
-        "outcome": "started",
-        "verdict": verdict,
-        "status": _wait_for_status(root, token, supervisor),
-    }
+    with live.starting(root):
+        status = live.read_json(live.path(root, "status.json"))
+        if status.get("token") == token and status.get("state") in live.ENDED:
+            return {"outcome": "attached", "verdict": {}, "status": status}
+        running = live.running(root)
+        if running:
+            live.require_running(root, running)
+            outcome = "attached" if running.get("token") == token else "busy"
+            return {"outcome": outcome, "verdict": {}, "status": running}
+        job, verdict = _job(request, stage, run, token, python, requirements)
+        if verdict["action"] == "skip":
+            if not _trained_in(root, run, stage["name"], job["fingerprint"]):
+                runs.mark(root, run, stage["name"], "skipped")
+            return {"outcome": "skipped", "verdict": verdict, "status": {}}
+        write_json(live.path(root, "training.json"), job["training"])
+        write_json(live.path(root, "job.json"), job)
+        write_json(live.path(root, "status.json"), {})
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "remote_train.supervisor", root],
+            cwd=job["engine"],
+            env={**os.environ, **environment, **_names_for_command(job)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=_supervisor_log(root),
+            start_new_session=True,
+        )
+        return {
+            "outcome": "started",
+            "verdict": verdict,
+            "status": _wait_for_status(root, token, supervisor),
+        }
 
 
 def _names_for_command(job: Mapping[str, Any]) -> dict[str, str]:
