@@ -12,7 +12,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 from ansible.errors import AnsibleConnectionFailure
 
 from controller import project
-from controller.action import Result, TrainAction, warnings_of
+from controller.action import GaveUpError, Result, TrainAction, failed, warnings_of
 from remote_train import bundle, plan, runs, versions
 
 INCOMING = f"{runs.SYNC}/incoming"
@@ -31,13 +31,13 @@ class ActionModule(TrainAction):
         try:
             return self._sync(task_vars)
         except AnsibleConnectionFailure:
-            return {
-                "failed": True,
-                "unreachable_host": True,
-                "msg": "The host can't be reached, so the training project was not synced.",
-                "hint": "Give the same command again when the host is back.",
-                "category": "infra",
-            }
+            return failed(
+                GaveUpError(
+                    "The host can't be reached, so the training project was not synced.",
+                    "Give the same command again when the host is back.",
+                    "infra",
+                )
+            )
 
     def _sync(self, task_vars: Result) -> Result:
         self._vars = task_vars
@@ -51,7 +51,7 @@ class ActionModule(TrainAction):
             return result
         with tempfile.TemporaryDirectory(prefix="remote-train-") as folder:
             if source and any(sync.values()):
-                files, _ = project.project_digests(
+                files = project.project_files(
                     source, self.argument("whitelist", ""), self.argument("exclude", [])
                 )
                 built = bundle.build(source, files, folder, "project")

@@ -14,7 +14,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 
 from ansible.errors import AnsibleConnectionFailure
 
-from controller.action import Result, TrainAction
+from controller.action import GaveUpError, Result, TrainAction, failed
 from remote_train import bundle, issues
 from remote_train.atomic import write_text
 from remote_train.errors import TrainError
@@ -61,14 +61,13 @@ class ActionModule(TrainAction):
             if expected is None:
                 self._leave_record(controller)
                 seen = f"What was seen from here is in {self._record_folder()}. "
-            return {
-                "failed": True,
-                "unreachable_host": True,
-                "msg": "The host can't be reached, so nothing was collected.",
-                "hint": f"{seen}Give the same command again when the host is back, and it "
-                "collects.",
-                "category": "infra",
-            }
+            return failed(
+                GaveUpError(
+                    "The host can't be reached, so nothing was collected.",
+                    f"{seen}Give the same command again when the host is back, and it collects.",
+                    "infra",
+                )
+            )
         self.say("")
         for line in gathered["table"].splitlines():
             self.say(line)

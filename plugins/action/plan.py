@@ -26,7 +26,7 @@ class ActionModule(TrainAction):
         source = self._source(wanted["project_root"]) if check_data else ""
         coming = None
         if source:
-            _, coming = project.project_digests(
+            coming = project.project_digests(
                 source, self.argument("whitelist", ""), self.argument("exclude", [])
             )
         on_host = self._check_data(wanted, source, coming or {}) if check_data else []

@@ -10,7 +10,14 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
 
 from controller import follow
-from controller.action import Result, TrainAction, can_rewrite, new_token
+from controller.action import (
+    GaveUpError,
+    Result,
+    TrainAction,
+    can_rewrite,
+    failed,
+    new_token,
+)
 from controller.progress import Line, describe, duration
 from remote_train import issues, live
 from remote_train.errors import TrainError
@@ -35,8 +42,8 @@ class ActionModule(TrainAction):
         if self.argument("attach", False):
             try:
                 return self._attach()
-            except follow.GaveUpError as error:
-                return _failed(error)
+            except GaveUpError as error:
+                return failed(error)
         name = self.argument("stage")
         blocked = self._blocked_by(name)
         if blocked:
@@ -48,7 +55,7 @@ class ActionModule(TrainAction):
             return self._train(name, task_vars)
         except TrainError as error:
             return {
-                **_failed(error),
+                **failed(error),
                 "stage": name,
                 "state": "failed",
                 "issues": self._cuts(name),
@@ -234,16 +241,3 @@ class ActionModule(TrainAction):
         elapsed = float(status.get("heartbeat", 0)) - float(status.get("started_at", 0))
         self._line.keep(f"  {stage}  {status.get('state')} in {duration(elapsed)}")
         return result
-
-
-def _failed(error: TrainError) -> Result:
-    """The result that an error ends in; it says so where the host is not to be reached."""
-    result: Result = {
-        "failed": True,
-        "msg": error.message,
-        "hint": error.hint,
-        "category": error.category,
-    }
-    if isinstance(error, follow.GaveUpError):
-        result["unreachable_host"] = True
-    return result

@@ -33,7 +33,8 @@ def source(tmp_path):
     ],
 )
 def test_the_files_of_a_project_with_their_digests(source, exclude, names):
-    files, digests = project.project_digests(source, "list.txt", exclude)
+    files = project.project_files(source, "list.txt", exclude)
+    digests = project.project_digests(source, "list.txt", exclude)
     assert {file.name for file in files} == set(digests) == names
     for name in names:
         content = Path(source, name).read_bytes()

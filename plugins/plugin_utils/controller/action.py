@@ -23,6 +23,23 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file
 Result = dict[str, Any]
 
 
+class GaveUpError(TrainError):
+    """The host could not be reached, or not again."""
+
+
+def failed(error: TrainError) -> Result:
+    """The result that an error ends in; it says so where the host is not to be reached."""
+    result: Result = {
+        "failed": True,
+        "msg": error.message,
+        "hint": error.hint,
+        "category": error.category,
+    }
+    if isinstance(error, GaveUpError):
+        result["unreachable_host"] = True
+    return result
+
+
 class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no types
     """An action that ends in one sentence and a hint when the user can do something about it."""
 
@@ -40,7 +57,7 @@ class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no type
         try:
             result.update(self.act(task_vars or {}))
         except TrainError as error:
-            result.update(failed=True, msg=error.message, hint=error.hint, category=error.category)
+            result.update(failed(error))
         return result
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
 
-from remote_train.errors import TrainError
+from .action import GaveUpError
 
 POLL_SECONDS = (0.3, 2.0)
 """The pause between two polls: the first one, and the longest that it grows to."""
@@ -30,10 +30,6 @@ SEPARATOR = "\x1e"
 
 SILENT_AFTER = 60.0
 """Seconds without a heartbeat, or without an answer that can be read, before one gives up."""
-
-
-class GaveUpError(TrainError):
-    """The host could not be reached again."""
 
 
 def poll_command(status: str, log: str, offset: int) -> str:

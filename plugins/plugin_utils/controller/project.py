@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 
 from remote_train import request
-from remote_train.hashing import file_digest
+from remote_train.hashing import digest_files
 from remote_train.project_files import ProjectFile, list_files
 
 from .action import PROJECT
@@ -19,16 +19,23 @@ ENGINE_PARTS = {
 """The packages of the engine folder, by their names there."""
 
 
-def project_digests(
+def project_files(
     project_src: str, whitelist: str, exclude: str | Sequence[str]
-) -> tuple[list[ProjectFile], dict[str, str]]:
-    """The files that belong to the training project, and the SHA-256 of each.
+) -> list[ProjectFile]:
+    """The files that belong to the training project.
 
     :param exclude: patterns, or text with commas between them, as ``-e`` gives it.
     """
     patterns = request.typed("sync_exclude", exclude, "list")
-    files = list_files(project_src, whitelist or None, patterns)
-    return files, {f.name: file_digest(os.path.join(project_src, f.name), "sha256") for f in files}
+    return list_files(project_src, whitelist or None, patterns)
+
+
+def project_digests(
+    project_src: str, whitelist: str, exclude: str | Sequence[str]
+) -> dict[str, str]:
+    """The SHA-256 of each of :func:`project_files`, by its name."""
+    files = project_files(project_src, whitelist, exclude)
+    return _digests({file.name: os.path.join(project_src, file.name) for file in files})
 
 
 def engine_files() -> dict[str, str]:
@@ -46,7 +53,12 @@ def engine_files() -> dict[str, str]:
 
 def engine_digests() -> dict[str, str]:
     """The SHA-256 of each file of the engine folder, by its path there."""
-    return {name: file_digest(path, "sha256") for name, path in engine_files().items()}
+    return _digests(engine_files())
+
+
+def _digests(paths: dict[str, str]) -> dict[str, str]:
+    """The SHA-256 of each file, by the name that goes with its path."""
+    return dict(zip(paths, digest_files(paths.values()).values(), strict=True))
 
 
 def lay_engine(folder: str) -> list[ProjectFile]:
