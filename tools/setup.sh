@@ -1,7 +1,8 @@
 #!/bin/sh
 # Sets up all that this checkout needs: system packages, .venv and what is installed in it.
 # A second run finds nothing to do and says nothing; it is then over in a moment, because every
-# make target begins with it. Nothing here asks a question.
+# make target begins with it. Nothing here asks a question. With the argument "bench" it sets up
+# what only the benchmarks compare with as well.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -9,6 +10,9 @@ stamp=.venv/.setup-stamp
 # Debian keeps sshd out of an ordinary user's PATH.
 PATH="${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin"
 export PATH
+
+compared=
+[ "${1:-}" != bench ] || compared="rsync:rsync openssl:openssl"
 
 say() { printf 'setup: %s\n' "$*"; }
 
@@ -19,7 +23,7 @@ fail() {
 
 # The Debian packages of the programs that are missing.
 missing_programs() {
-    for pair in git:git ssh:openssh-client sshd:openssh-server; do
+    for pair in git:git ssh:openssh-client sshd:openssh-server $compared; do
         command -v "${pair%%:*}" >/dev/null 2>&1 || printf '%s ' "${pair#*:}"
     done
 }

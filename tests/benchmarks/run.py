@@ -1,77 +1,68 @@
 """`make bench`: what the README claims, measured here and now, each as a ratio within one run.
 
-    python tests/benchmarks/run.py [REPEATS]
+    python tests/benchmarks/run.py [--repeats N] [NAME ...]
 
-Seconds differ from machine to machine and from minute to minute; what is compared is measured
-in turns, so that both sides meet the same minute.
+Without names, all of them. Seconds differ from machine to machine and from minute to minute; what
+is compared is measured in turns, so that both sides meet the same minute. Exit status 1 where a
+claim doesn't hold, 2 where it could not be measured.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import statistics
-import subprocess
+import shutil
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(PROJECT / "tools"), str(PROJECT / "plugins" / "module_utils")]
+sys.path[:0] = [str(PROJECT / part) for part in (".", "tools", "plugins/module_utils")]
 
-import demo  # noqa: E402 - after the path is set
-import sshd_host  # noqa: E402
+# After the path is set:
+from tests.benchmarks import (  # noqa: E402
+    empty_plan,
+    large_files,
+    many_lines,
+    one_change,
+    small_files,
+)
+from tests.benchmarks.rows import WORK, BenchError, Row, say, table  # noqa: E402
 
-INVENTORY = str(PROJECT / "inventory" / "demo")
-BIN = Path(sys.executable).parent
-
-
-def seconds(command: list[str], must_say: str) -> float:
-    """The wall-clock seconds of a command that must end well and say what it should."""
-    environment = {k: v for k, v in os.environ.items() if k not in demo.ELSEWHERE}
-    environment["ANSIBLE_CONFIG"] = str(PROJECT / "ansible.cfg")
-    start = time.perf_counter()
-    done = subprocess.run(
-        command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False
-    )
-    taken = time.perf_counter() - start
-    if done.returncode or must_say not in done.stdout:
-        sys.exit(f"bench: {' '.join(command)} did not do what is measured:\n{done.stdout}")
-    return taken
-
-
-def empty_plan(repeats: int) -> tuple[float, float, float]:
-    """A whole run that finds nothing to do, beside `ansible -m ping` on the same host.
-
-    :returns: the median of the ratios, and the medians of both in seconds.
-    """
-    ping = [str(BIN / "ansible"), "-i", INVENTORY, "gpu_hosts", "-m", "ping"]
-    run = [str(BIN / "ansible-playbook"), "-i", INVENTORY, "train_all.yml"]
-    seconds(ping, "pong")  # the first one opens the connection that both then share
-    pairs = [(seconds(ping, "pong"), seconds(run, "changed=0 ")) for _ in range(repeats)]
-    ratios = [playbook / pinged for pinged, playbook in pairs]
-    return (
-        statistics.median(ratios),
-        statistics.median(pinged for pinged, _ in pairs),
-        statistics.median(playbook for _, playbook in pairs),
-    )
+MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
+    "large_files": large_files.measure,
+    "small_files": small_files.measure,
+    "many_lines": many_lines.measure,
+    "one_change": one_change.measure,
+    "empty_plan": empty_plan.measure,
+}
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 1 where a claim doesn't hold."""
-    repeats = int(arguments[0]) if arguments else 7
-    print("bench: the demo first, so that there is nothing left to do", flush=True)
-    if demo.main([]):
-        return 1
-    sshd_host.start(demo.BUILD / "ssh")
-    try:
-        ratio, pinged, playbook = empty_plan(repeats)
-    finally:
-        sshd_host.stop(demo.BUILD / "ssh")
-    holds = ratio <= 4
-    print(f"\n{'claim':<44} {'measured':>9} {'at most':>8}  holds")
-    print(f"{'empty plan, whole playbook / ansible -m ping':<44} {ratio:>9.2f} {4:>8}  {holds}")
-    print(f"(medians of {repeats}: ping {pinged:.2f} s, playbook {playbook:.2f} s)")
-    return 0 if holds else 1
+    """Exit status: 0 all claims hold, 1 one doesn't, 2 something could not be measured."""
+    parser = argparse.ArgumentParser(description="Measure what the README claims.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MEASUREMENTS))
+    parser.add_argument("--repeats", type=int, default=7, help="turns of each side (default 7)")
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - set(MEASUREMENTS)
+    if unknown or options.repeats < 1:
+        parser.error(f"there is no measurement {sorted(unknown)}" if unknown else "no repeats")
+    busy = os.getloadavg()[0]
+    if busy > 1:
+        say(f"load average {busy:.1f}: others are at work on this machine, so numbers will scatter")
+    rows: list[Row] = []
+    failed = False
+    for name in options.names or MEASUREMENTS:
+        WORK.mkdir(parents=True, exist_ok=True)
+        try:
+            rows += MEASUREMENTS[name](options.repeats)
+        except BenchError as error:
+            say(f"{name}: {error}")
+            failed = True
+        finally:
+            shutil.rmtree(WORK, ignore_errors=True)
+    print(table(rows))
+    return 2 if failed else int(not all(row.holds for row in rows))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import io
 import os
 import stat
 import time
+from binascii import unhexlify
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -28,7 +29,7 @@ from .file_names import (
     to_bytes,
     to_name,
 )
-from .manifest_lines import join_line, split_line
+from .manifest_lines import common_sha256, join_line, split_line
 from .problems import Problem, Problems
 
 MODERN = "SYNC_MANIFEST.sha256"
@@ -50,6 +51,7 @@ class Manifest:
     :ivar algorithm: ``sha256`` or ``sha1``; empty when no line says.
     :ivar lines: each name with the number of its line, in the manifest's order.
     :ivar mentioned: names on lines that were refused for another reason than the name.
+    :ivar top: the folder of an archive that its names start from; empty for the archive's own top.
     :ivar complete: whether the manifest was read to its end.
     """
 
@@ -60,6 +62,7 @@ class Manifest:
         self.mentioned: set[str] = set()
         self.problems = Problems()
         self.warnings: list[str] = []
+        self.top = ""
         self.complete = True
         self._digests = bytearray()
         self._places = array.array("I")
@@ -81,9 +84,13 @@ class Manifest:
 
     def add(self, name: str, digest: str, line: int) -> None:
         """List ``name``."""
+        self.add_packed(name, bytes.fromhex(digest), line)
+
+    def add_packed(self, name: str, digest: bytes, line: int) -> None:
+        """List ``name`` with a digest that isn't in hex."""
         self._places.extend([0] * (line + 1 - len(self._places)))
         self._places[line] = len(self._digests) // _BYTES[self.algorithm]
-        self._digests += bytes.fromhex(digest)
+        self._digests += digest
         self.lines[name] = line
 
 
@@ -178,6 +185,8 @@ class _Reader:
 
     def line(self, raw: bytes, number: int) -> None:
         """Read one line, and list its file or add its problem."""
+        if self.manifest.algorithm == "sha256" and self._take_common(raw, number):
+            return
         if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
             raw = raw[3:]
             self.manifest.warnings.append(f"{self.manifest.label} begins with a byte order mark.")
@@ -197,6 +206,17 @@ class _Reader:
             self._accept_name(digest, name, number)
         else:
             self.manifest.mentioned.add(name)
+
+    def _take_common(self, raw: bytes, number: int) -> bool:
+        """List the file of a line that nothing can be wrong with."""
+        common = common_sha256(raw)
+        if not common:
+            return False
+        name = to_name(common[1])
+        if name in self.manifest.lines or name in self.own_names:
+            return False
+        self.manifest.add_packed(name, unhexlify(common[0]), number)
+        return True
 
     def _refuse(self, problem: str, message: str, number: int, name: str = "") -> None:
         self.manifest.problems.add(problem, message, number, name)
@@ -267,10 +287,15 @@ class _Reader:
         manifest.problems.items.sort(key=lambda problem: problem.line or 0)
 
     def _find_collisions(self) -> None:
-        # Hashes in one array take a tenth of what a dictionary of folded names would.
+        # Hashes in one array take a tenth of what a dictionary of folded names would; sorted in
+        # parts, they never are a list of a million numbers.
         lines = self.manifest.lines
-        hashes = sorted(array.array("q", (hash(collision_key(name)) for name in lines)))
-        twice = {one for one, other in zip(hashes, hashes[1:]) if one == other}
+        hashes = array.array("q", (hash(collision_key(name)) for name in lines))
+        parts = 1 + len(hashes) // 100_000
+        twice: set[int] = set()
+        for part in range(parts):
+            some = sorted(one for one in hashes if one % parts == part)
+            twice.update(one for one, other in zip(some, some[1:]) if one == other)
         first: dict[str, str] = {}
         for name in lines if twice else ():
             key = collision_key(name)

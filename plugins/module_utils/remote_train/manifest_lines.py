@@ -14,8 +14,23 @@ _TAGS = {b"SHA256": "sha256", b"SHA1": "sha1"}
 
 _PLAIN = re.compile(rb"([0-9A-Fa-f]+) [ *](.+)", re.DOTALL)
 _TAGGED = re.compile(rb"([A-Z][A-Z0-9/-]*) \((.+)\) = ([0-9A-Fa-f]+)", re.DOTALL)
+# What most lines are: a digest in lower case, and a name that is what it says: no escape, no part
+# that begins with a dot, nothing before the newline that could belong to the line's end.
+_COMMON_256 = re.compile(
+    rb"([0-9a-f]{64})  ((?:[^/.\\\0\r\n][^/\\\0\r\n]*/)*[^/.\\\0\r\n][^/\\\0\r\n]*)\n"
+)
 _SHASUM_MODE = re.compile(rb"[0-9A-Fa-f]{40,} [U^?]")
 _ONE_BLANK = re.compile(rb"[0-9A-Fa-f]{40,} [^ *]")
+
+
+def common_sha256(raw: bytes) -> tuple[bytes, bytes] | None:
+    """Digest and clean name of a line, newline included, if it has the commonest form of all.
+
+    What it gives is what :func:`split_line` and :func:`file_names.clean` give, in a third of the
+    time; the name is no AppleDouble's.
+    """
+    match = _COMMON_256.fullmatch(raw)
+    return (match[1], match[2]) if match else None
 
 
 def split_line(raw: bytes) -> tuple[str, str, bytes]:

@@ -16,6 +16,7 @@ from typing import Any, Callable
 from . import durable, tree
 from .file_names import parents, shown, to_bytes
 from .journal import ADD, MODE, REMOVE, REPLACE, USUAL, Entry, Journal
+from .open_path import FOLDER_FLAGS
 
 # A folder that somebody's files are in stays; one that is a file by now is gone already.
 _STAYS = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR}
@@ -187,7 +188,7 @@ class Swap:
             found = self._look(name)
             self._expect(bool(found and stat.S_ISDIR(found.st_mode)), name)
         if mode != USUAL:
-            descriptor = os.open(base, tree.FOLDER_FLAGS, dir_fd=folder)
+            descriptor = os.open(base, FOLDER_FLAGS, dir_fd=folder)
             try:
                 os.fchmod(descriptor, mode)
             finally:

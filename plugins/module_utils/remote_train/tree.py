@@ -11,18 +11,46 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Callable, NamedTuple
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
-from . import hashing
-from .file_names import parents, shown, to_bytes, to_name
+from . import forked, hashing
+from .file_names import shown, to_bytes, to_name
+from .open_path import (
+    FILE_FLAGS,
+    FOLDER_FLAGS,
+    Folder,
+    OpenPath,
+    UnusableError,
+    last_part,
+    why_not,
+)
 
-FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Without O_NONBLOCK, opening a FIFO that stands in a file's place would wait for ever.
-FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+if TYPE_CHECKING:
+    from .digest_cache import DigestCache
+
+__all__ = [
+    "FILE_FLAGS",
+    "MAX_DEPTH",
+    "Finding",
+    "OpenPath",
+    "Stamp",
+    "Status",
+    "UnusableError",
+    "examine",
+    "obstacle",
+    "stamp_of",
+    "walk",
+]
 
 LARGE = 1024 * 1024  # bytes from which a file is a thread's work by itself
+SHARE = 256  # names that a worker takes at a time, so that small files don't pay for the queue
+MANY = 1000  # names from which forking is quicker than waiting for the interpreter's lock
+# Names for which processes are forked at a time: what each of them touches is memory that is no
+# longer shared, until it ends.
+BATCH = 100_000
 MAX_DEPTH = 200  # folders below each other; each is open while what is in it is looked at
 
 
@@ -34,7 +62,7 @@ class Stamp(NamedTuple):
     mtime_ns: int
 
 
-def stamp_of(status: os.stat_result) -> Stamp:
+def stamp_of(status: os.stat_result | Status) -> Stamp:
     """The stamp of a file that was looked at. A link or a rename leaves it as it is."""
     return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -64,99 +92,21 @@ class Finding(NamedTuple):
     stamp: Stamp = Stamp(0, 0, 0)
 
 
-class _Folder:
-    """An open folder; closed when the last one who needs it has let go of it."""
+class Status(NamedTuple):
+    """What a look at a file shows, under the names that ``os.stat_result`` has for it."""
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
-
-
-class _Task(NamedTuple):
-    folder: _Folder
-    name: str
+    st_mode: int
+    st_dev: int
+    st_ino: int
+    st_size: int
+    st_mtime_ns: int
+    st_ctime_ns: int
 
 
-class UnusableError(Exception):
-    """A folder on the way can't be entered, for the reason that :attr:`kind` says."""
-
-    def __init__(self, at: str, kind: str, detail: str = "") -> None:
-        super().__init__(at)
-        self.at = at
-        self.kind = kind
-        self.detail = detail
-
-
-class OpenPath:
-    """The chain of open folders that leads to the file at hand.
-
-    Names come sorted, so most have the folder of the one before.
-
-    :param create: make the folders that are missing on the way.
-    :raises OSError: when ``root`` can't be opened as a folder.
-    """
-
-    def __init__(self, root: bytes, create: bool = False) -> None:
-        self._create = create
-        self._root = _Folder(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        self._open: list[tuple[str, _Folder]] = []
-        self._dead: UnusableError | None = None
-
-    def folder_of(self, name: str) -> _Folder:
-        """The open folder that ``name`` lies in; its descriptor is good while it is held.
-
-        :raises UnusableError: when there is none, or a symlink is on the way.
-        """
-        if self._dead and name.startswith(self._dead.at + "/"):
-            raise self._dead
-        while self._open and not name.startswith(self._open[-1][0]):
-            self._open.pop()
-        for at in parents(name)[len(self._open) :]:
-            above = self._open[-1][1] if self._open else self._root
-            try:
-                descriptor = self._enter(to_bytes(at.rpartition("/")[2]), above.descriptor)
-            except OSError as error:
-                kind = _why(error, above, at)
-                detail = error.strerror or ""
-                self._dead = UnusableError(at, "blocked" if kind == "special" else kind, detail)
-                raise self._dead from None
-            self._open.append((at + "/", _Folder(descriptor)))
-        return self._open[-1][1] if self._open else self._root
-
-    def open_file(self, name: str) -> int:
-        """A descriptor to read ``name`` with.
-
-        :raises UnusableError: as :meth:`folder_of`; :raises OSError: for a symlink too.
-        """
-        base = to_bytes(name.rpartition("/")[2])
-        return os.open(base, FILE_FLAGS, dir_fd=self.folder_of(name).descriptor)
-
-    def _enter(self, base: bytes, above: int) -> int:
-        try:
-            return os.open(base, FOLDER_FLAGS, dir_fd=above)
-        except FileNotFoundError:
-            if not self._create:
-                raise
-        os.mkdir(base, dir_fd=above)
-        return os.open(base, FOLDER_FLAGS, dir_fd=above)
-
-
-def _why(error: OSError, folder: _Folder, name: str) -> str:
-    """The kind of a thing that didn't open."""
-    if error.errno == errno.ENOENT:
-        return "missing"
-    try:
-        mode = os.stat(
-            to_bytes(name.rpartition("/")[2]), dir_fd=folder.descriptor, follow_symlinks=False
-        ).st_mode
-    except OSError:
-        return "unreadable"
-    if stat.S_ISLNK(mode):
-        return "symlink"
-    # ENOTDIR: a file where a folder is needed; ENXIO: a socket, or a device that isn't there.
-    return "special" if error.errno in {errno.ENOTDIR, errno.ENXIO} else "unreadable"
+# What became of a name, in a form that marshal takes: kind, at and detail as in a Finding; of a
+# regular file an empty kind, the digest, the bytes hashed, and the fields of its Status. ``large``
+# is one that should not hold up its neighbours. Flat, since there may be a million of them.
+_Look = tuple[Any, ...]
 
 
 def examine(
@@ -165,77 +115,157 @@ def examine(
     digest_of: Callable[[str], str],
     algorithm: str = "sha256",
     workers: int | None = None,
+    cache: DigestCache | None = None,
 ) -> Iterator[Finding]:
-    """One finding for each of ``names``; the order is the same for the same tree.
+    """One finding for each of ``names``; the order is the same for the same tree and cache.
 
     :param digest_of: the digest that a name should have.
+    :param workers: threads or processes; by default as many as there are processors.
+    :param cache: of the SHA-256 of files below ``root``: what it knows isn't read again, what it
+        doesn't know is noted there; the caller saves it. Other algorithms pass it by.
     :raises OSError: when ``root`` can't be opened as a folder.
     """
-    count = workers or hashing.default_workers()
-
-    def work(share: list[_Task], *, alone: bool) -> tuple[list[Finding], list[_Task]]:
-        findings, later = [], []
-        for task in share:
-            finding = _look(task, digest_of(task.name), algorithm, alone)
-            if finding is None:
-                later.append(task)
-            else:
-                findings.append(finding)
-        return findings, later
-
     path = OpenPath(root)
-    pending: deque[Future[tuple[list[Finding], list[_Task]]]] = deque()
-
-    with ThreadPoolExecutor(count) as pool:
-
-        def drain(down_to: int) -> Iterator[Finding]:
-            while len(pending) > down_to:
-                findings, later = pending.popleft().result()
-                for task in later:
-                    pending.append(pool.submit(work, [task], alone=True))
-                yield from findings
-
-        share: list[_Task] = []
-        for name in sorted(names):
-            try:
-                share.append(_Task(path.folder_of(name), name))
-            except UnusableError as reason:
-                yield Finding(name, reason.kind, at=reason.at, detail=reason.detail)
-                continue
-            if len(share) == hashing.SHARE:
-                pending.append(pool.submit(work, share, alone=False))
-                share = []
-                yield from drain(4 * count)  # what is open stays a small number of folders
-        pending.append(pool.submit(work, share, alone=False))
-        yield from drain(0)
+    wanted = sorted(names)
+    if algorithm != "sha256":
+        cache = None
+    if cache:
+        unknown = []
+        for name in wanted:
+            if recalled := _recall(path, name, cache):
+                digest, seen = recalled
+                stamp = stamp_of(seen)
+                yield _regular(name, digest, seen.st_size, seen.st_mode, stamp, digest_of(name))
+            else:
+                unknown.append(name)
+        wanted = unknown
+    for name, look in _looks(path.root, wanted, algorithm, workers or hashing.default_workers()):
+        if look[0]:
+            kind, at, detail = look
+            yield Finding(name, kind, at=at, detail=detail)
+            continue
+        _, digest, size, mode, device, inode, length, mtime, ctime = look
+        if cache:
+            cache.note(name, Status(mode, device, inode, length, mtime, ctime), digest)
+        yield _regular(name, digest, size, mode, Stamp(inode, length, mtime), digest_of(name))
 
 
-def _look(task: _Task, expected: str, algorithm: str, alone: bool) -> Finding | None:
-    """The finding for one file; None for a large one that should not hold up its neighbours."""
-    folder, name = task
+def _regular(name: str, digest: str, size: int, mode: int, stamp: Stamp, expected: str) -> Finding:
+    kind = "same" if digest == expected else "different"
+    executable = bool(mode & stat.S_IXUSR)
+    return Finding(name, kind, digest, size, executable, name, "", stat.S_IMODE(mode), stamp)
+
+
+def _recall(path: OpenPath, name: str, cache: DigestCache) -> tuple[str, os.stat_result] | None:
+    """Digest and status of a file that the cache knows; None for all else, missing ones too."""
     try:
-        descriptor = os.open(
-            to_bytes(name.rpartition("/")[2]), FILE_FLAGS, dir_fd=folder.descriptor
-        )
+        folder = path.folder_of(name)
+        status = os.stat(last_part(name), dir_fd=folder.descriptor, follow_symlinks=False)
+    except (OSError, UnusableError):
+        return None
+    digest = stat.S_ISREG(status.st_mode) and cache.known(name, status)
+    return (digest, status) if digest else None
+
+
+def _looks(
+    root: Folder, names: list[str], algorithm: str, count: int
+) -> Iterator[tuple[str, _Look]]:
+    """Each name with what became of it. Large files are a thread's work by themselves."""
+
+    def look_through(block: list[str]) -> list[_Look]:
+        path = OpenPath(root)
+        return [_look(path, name, algorithm, LARGE) for name in block]
+
+    def look_alone(name: str) -> _Look:
+        return _look(OpenPath(root), name, algorithm, None)
+
+    large: deque[tuple[str, Future[_Look]]] = deque()
+    with ThreadPoolExecutor(count) as pool:
+        for name, look in _small(pool, look_through, names, count):
+            if look[0] != "large":
+                yield name, look
+                continue
+            large.append((name, pool.submit(look_alone, name)))
+            if len(large) > 4 * count:
+                first, future = large.popleft()
+                yield first, future.result()
+        for name, future in large:
+            yield name, future.result()
+
+
+def _small(
+    pool: ThreadPoolExecutor,
+    work: Callable[[list[str]], list[_Look]],
+    names: list[str],
+    count: int,
+) -> Iterator[tuple[str, _Look]]:
+    """Each name with what ``work`` finds, which is over in a moment."""
+    for begin in range(0, len(names), BATCH):
+        batch = names[begin : begin + BATCH]
+        share = max(1, min(SHARE, len(batch) // (4 * count)))
+        blocks = [batch[start : start + share] for start in range(0, len(batch), share)]
+        if count == 1:
+            results = (work(block) for block in blocks)
+        elif len(batch) >= MANY and forked.possible():
+            results = forked.each(work, blocks, count)
+        else:
+            results = _in_threads(pool, work, blocks, 4 * count)
+        with closing(results):
+            for block, looks in zip(blocks, results):
+                yield from zip(block, looks)
+
+
+def _in_threads(
+    pool: ThreadPoolExecutor,
+    work: Callable[[list[str]], list[_Look]],
+    blocks: list[list[str]],
+    ahead: int,
+) -> Generator[list[_Look], None, None]:
+    pending: deque[Future[list[_Look]]] = deque()
+    for block in blocks:
+        pending.append(pool.submit(work, block))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _look(path: OpenPath, name: str, algorithm: str, large: int | None) -> _Look:
+    """What becomes of one name.
+
+    :param large: size in bytes from which a file is only said to be large.
+    """
+    try:
+        folder = path.folder_of(name)
+    except UnusableError as reason:
+        return reason.kind, reason.at, reason.detail
+    try:
+        descriptor = os.open(last_part(name), FILE_FLAGS, dir_fd=folder.descriptor)
     except OSError as error:
-        return Finding(name, _why(error, folder, name), at=name, detail=error.strerror or "")
+        return why_not(error, folder, name), name, error.strerror or ""
     try:
         status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            return Finding(name, "folder", at=name)
         if not stat.S_ISREG(status.st_mode):
-            return Finding(name, "special", at=name)
-        if status.st_size >= LARGE and not alone:
-            return None
-        digest, size = hashing.descriptor_digest(descriptor, algorithm)
+            kind = "folder" if stat.S_ISDIR(status.st_mode) else "special"
+            return kind, name, ""
+        if large is not None and status.st_size >= large:
+            return "large", name, ""
+        digest, size = hashing.descriptor_digest(descriptor, algorithm, status.st_size)
     except OSError as error:
-        return Finding(name, "unreadable", at=name, detail=error.strerror or "")
+        return "unreadable", name, error.strerror or ""
     finally:
         os.close(descriptor)
-    kind = "same" if digest == expected else "different"
-    mode = stat.S_IMODE(status.st_mode)
-    executable = bool(mode & stat.S_IXUSR)
-    return Finding(name, kind, digest, size, executable, name, "", mode, stamp_of(status))
+    return (
+        "",
+        digest,
+        size,
+        status.st_mode,
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
 
 
 def obstacle(finding: Finding) -> tuple[str, str]:
