@@ -15,6 +15,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 from ansible.errors import AnsibleConnectionFailure
 
 from controller.action import GaveUpError, Result, TrainAction, failed
+from controller.progress import SHOWN_AFTER, Meter
 from remote_train import bundle, issues
 from remote_train.atomic import write_text
 from remote_train.errors import TrainError
@@ -30,14 +31,15 @@ class ActionModule(TrainAction):
     def act(self, task_vars: Result) -> Result:
         """Gather unless there is nothing new, then make home equal to the host."""
         self._vars = task_vars
+        self._line = self.line_for(task_vars, SHOWN_AFTER)
         self._request = self.argument("request")
         self._run = self.argument("run")
         self._home = os.path.abspath(os.path.expanduser(self.argument("dest")))
         if self.argument("expected") == []:
-            self.say("  nothing to collect: nothing has been trained on the host yet")
+            self._line.keep("  nothing to collect: nothing has been trained on the host yet")
             return {"changed": False}
         if self.check:
-            self.say(f"  would bring adapters, logs and reports to {self._home}")
+            self._line.keep(f"  would bring adapters, logs and reports to {self._home}")
             return {"changed": False}
         try:
             return self._collect()
@@ -70,7 +72,7 @@ class ActionModule(TrainAction):
             )
         self.say("")
         for line in gathered["table"].splitlines():
-            self.say(line)
+            self._line.keep(line)
         report = os.path.join(self._home, home_path(gathered["summary"]))
         self.say(f"\nReport: {report}")
         return {
@@ -114,7 +116,9 @@ class ActionModule(TrainAction):
                 "integrity",
             )
         if wanted:
-            self.say(f"  {len(wanted)} files verified in {self._home} ({len(missing)} fetched)")
+            self._line.keep(
+                f"  {len(wanted)} files verified in {self._home} ({len(missing)} fetched)"
+            )
         return {
             "changed": bool(missing),
             "verified": len(wanted),
@@ -136,8 +140,10 @@ class ActionModule(TrainAction):
         os.makedirs(self._home, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._home) as folder:
             here = os.path.join(folder, "home.tar.gz")
+            meter = Meter(self._line, "fetching results:", int(packed["size"]))
             try:
-                self._connection.fetch_file(packed["bundle"], here)
+                with meter.watching(lambda: os.path.getsize(here)):
+                    self._connection.fetch_file(packed["bundle"], here)
             finally:
                 # What can't be removed now, the packing of another day removes.
                 with contextlib.suppress(AnsibleConnectionFailure, TrainError):

@@ -2,55 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
 
-from controller import project
+from controller import project, source
 from controller.action import Result, TrainAction
-from remote_train import chats, fingerprint, pythons, request, runs
+from controller.progress import SHOWN_AFTER, waiting
+from remote_train import chats, fingerprint, git_tree, pythons, request, runs, signature
 from remote_train.errors import TrainError
+from remote_train.file_names import first_of, shown
+from remote_train.offer import Offer
 
 
 class ActionModule(TrainAction):
-    """``plan:`` with the request and where the training project is; returns the plan."""
+    """``plan:`` with the request; returns the plan."""
 
     def act(self, task_vars: Result) -> Result:
         """Check the local data, then ask the host."""
         wanted = self.argument("request")
+        sync = wanted["sync"]
         # What only brings results home doesn't mind what lies here, nor whether it is in order.
         check_data = bool(self.argument("check_data", True))
-        source = self._source(wanted["project_root"]) if check_data else ""
-        coming = None
-        if source:
-            coming = project.project_digests(
-                source, self.argument("whitelist", ""), self.argument("exclude", [])
-            )
-        on_host = self._check_data(wanted, source, coming or {}) if check_data else []
-        requirements = self._requirements(wanted)
-        made = self.call(
-            "plan",
-            {
-                "request": wanted,
-                "code": fingerprint.code_digests(project.ENGINE_PARTS["training"]),
-                "requirements": requirements,
-                "python": self.argument("python", ""),
-                "coming": coming,
-                "engine": project.engine_digests(),
-            },
-            task_vars,
-        )
-        if made["uncollected"] is not None and not runs.is_name(made["uncollected"]):
-            # It becomes a part of paths here.
-            raise TrainError(
-                f"The host offers {made['uncollected']!r}, which is not the name of a run.",
-                "Don't trust this host.",
-                "integrity",
-            )
-        return self._result(wanted, made, source, on_host, requirements)
+        line = self._line = self.line_for(task_vars, SHOWN_AFTER)
+        brings = check_data and self._brings(sync, wanted["project_root"])
+        if brings:
+            source.allowed_signers(sync)  # what is missing there is said before anything is read
+        with source.opened(sync, wanted["data_base"], line) if brings else _nothing() as found:
+            git = source.pulled_from(sync) if brings and sync["mode"] == "git" else None
+            on_host = self._check_data(wanted, found, git) if check_data else []
+            requirements = self._requirements(wanted)
+            state = git_tree.UNTRACKED if git else runs.SYNC
+            with waiting(line, "the host looks at what it has"):
+                made = self.call(
+                    "plan",
+                    {
+                        "request": wanted,
+                        "code": fingerprint.code_digests(project.ENGINE_PARTS["training"]),
+                        "requirements": requirements,
+                        "python": self.argument("python", ""),
+                        "offer": found.offer.packed() if found else None,
+                        "state": state,
+                        "git": git,
+                        "cache": sync["cache"],
+                        "engine": project.engine_digests(),
+                    },
+                    task_vars,
+                )
+            if made["uncollected"] is not None and not runs.is_name(made["uncollected"]):
+                # It becomes a part of paths here.
+                raise TrainError(
+                    f"The host offers {made['uncollected']!r}, which is not the name of a run.",
+                    "Don't trust this host.",
+                    "integrity",
+                )
+            result = self._result(wanted, made, found, on_host)
+            return {**result, "state": state, "requirements": requirements}
+
+    def _brings(self, sync: Result, root: str) -> bool:
+        """Whether sync has anything to bring: not where the project is the folder on the host."""
+        folder = source.folder_of(sync)
+        if sync["bundle"] or sync["mode"] == "git":
+            return True
+        local = self._connection.transport == "local"
+        return bool(folder) and not (local and os.path.realpath(root) == os.path.realpath(folder))
 
     def _requirements(self, wanted: Result) -> dict[str, str]:
         """What the training's Python must have; nothing where only the user's commands run."""
@@ -59,25 +79,8 @@ class ActionModule(TrainAction):
             return {}
         return pythons.parse_requirements(project.requirements_text())
 
-    def _source(self, root: str) -> str:
-        """The training project's folder here, or nothing where none is synced."""
-        source = self.argument("project_src", "")
-        if not source:
-            return ""
-        source = os.path.abspath(os.path.expanduser(source))
-        if not os.path.isdir(source):
-            raise TrainError(
-                f"project_src is {source}, and there is no such folder.",
-                "Give the folder that holds the training project on this machine.",
-                "data",
-            )
-        same = self._connection.transport == "local" and os.path.realpath(root) == os.path.realpath(
-            source
-        )
-        return "" if same else source
-
     def _check_data(
-        self, wanted: Result, source: str, coming: dict[str, str]
+        self, wanted: Result, found: source.Source | None, git: Result | None
     ) -> list[dict[str, str]]:
         """Check the data that sync brings; what it doesn't bring is for the gate on the host.
 
@@ -87,8 +90,14 @@ class ActionModule(TrainAction):
             names = [s["name"] for s in wanted["stages"] if s["name"] not in wanted["left_out"]]
             wanted = {**wanted, "selected": names}
         files = request.data_files(wanted)
-        here = [file for file in files if file["name"] in coming]
-        reports, leaks = chats.check_files(source, here)
+        if git:
+            # Nobody knows yet what git brings. What lies in the project here comes near to it.
+            folder = source.folder_of(wanted["sync"])
+            here = [file for file in files if _lies_in(folder, file["name"])] if folder else []
+        else:
+            folder = found.folder if found else ""
+            here = [file for file in files if found and file["name"] in found.offer]
+        reports, leaks = chats.check_files(folder, here)
         problems = [p for report in reports for p in report.problems] + leaks
         if problems:
             more = sum(report.problem_count for report in reports) + len(leaks) - 1
@@ -97,39 +106,48 @@ class ActionModule(TrainAction):
                 "Mend the file; nothing was sent.",
                 "data",
             )
+        if git:
+            return []
         missing = [
             file["name"]
             for file in files
-            if source and file not in here and not self._may_be_on_host(source, file["name"])
+            # A file that exists here but isn't synced may lie on the host already.
+            if found and file not in here and not _lies_in(folder, file["name"])
         ]
-        if missing:
+        if missing and found:
             raise TrainError(
-                f"{missing[0]} is missing in {source}.",
+                f"{missing[0]} is missing in {found.bundle or found.folder}.",
                 "Put it there, or name the right file in the stage.",
                 "data",
             )
         return [file for file in files if file not in here]
 
-    def _may_be_on_host(self, source: str, name: str) -> bool:
-        """A file that exists here but isn't synced may lie on the host already."""
-        return os.path.exists(os.path.join(source, name))
-
     def _result(
         self,
         wanted: Result,
         made: Result,
-        source: str,
+        found: source.Source | None,
         on_host: list[dict[str, str]],
-        requirements: dict[str, str],
     ) -> Result:
-        sync = made["sync"] or {"add": [], "change": [], "remove": []}
-        sends = bool(any(sync.values()) or made["engine_changed"])
+        places = made["sync"] or {key: [] for key in (*_BY_PLACE, "remove", "kept")}
+        names = found.offer.names if found else []
+        sync = {key: [shown(names[place]) for place in places[key]] for key in _BY_PLACE}
+        sync["remove"] = places["remove"]
+        git = made["git"]
+        differs = any(sync.values())
+        sends = bool(differs or made["engine_changed"] or (git and git["changes"]))
         due = _due(wanted, made, sends)
-        for sentence in made["interrupted"]:
+        here = source.not_pulled(wanted["sync"], git["after"]) if git else []
+        if places["kept"]:
+            here.append(
+                "Stays on the host, since it was changed there, though the project no longer has"
+                f" it: {first_of(places['kept'])}."
+            )
+        for sentence in (*made["interrupted"], *(found.warnings if found else ()), *here):
             self.warn(sentence)
         lines = list(_lines(made, sync, sends))
         for line in lines:
-            self.say(line)
+            self._line.keep(line)
         for stage in made["stages"]:
             for warning in stage["warnings"]:
                 self.warn(warning)
@@ -138,18 +156,58 @@ class ActionModule(TrainAction):
             **{k: made[k] for k in ("stages", "work", "live", "python", "home", "uncollected")},
             "pythons_tried": made["pythons_tried"],
             "sync": sync,
+            "offer": self._offered(wanted["sync"], found, made, differs),
+            "git": git,
             "engine_changed": made["engine_changed"],
             "sends": sends,
             "due": due,
             "empty": not (due or made["live"]),
             # Where no stage was ever asked for or trained, there is nothing to keep a record of.
             "records": bool(wanted["selected"] or made["uncollected"]),
-            "source": source,
             "data_on_host": on_host,
-            "requirements": requirements,
             "run": made["uncollected"] or runs.new_name(),
             "lines": lines,
         }
+
+    def _offered(
+        self, sync: Result, found: source.Source | None, made: Result, sends: bool
+    ) -> Result | None:
+        """What code_sync needs to know of the offer; signed where there is a key for it."""
+        if found is None:
+            return None
+        signed = None
+        if sends and not found.bundle and source.allowed_signers(sync) is not None:
+            signed = signature.sign(found.offer.raw, sync["signing_key"]).decode("ascii")
+        places = made["sync"]["add"] + made["sync"]["change"]
+        names = [found.offer.names[place] for place in places]
+        part = ""
+        # So few of so many that it is worth not looking at all of them again.
+        if sends and made["offer_kept"] and len(names) <= FEW and not sync["follow_links"]:
+            runs_there = found.offer.executable
+            part = Offer((name, found.offer[name], name in runs_there) for name in names).packed()
+        return {
+            "sha256": found.offer.sha256,
+            "kept": made["offer_kept"],
+            "signature": signed,
+            "places": [] if part else places,
+            "part": part,
+        }
+
+
+FEW = 1000
+"""Files up to which the plan itself hands on what is to be sent."""
+
+_BY_PLACE = ("add", "change", "mode")
+"""What the host says of files by their places in the offer."""
+
+
+def _lies_in(folder: str, name: str) -> bool:
+    return os.path.exists(os.path.join(folder, name))
+
+
+@contextlib.contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
 
 
 def _due(wanted: Result, made: Result, sends: bool) -> list[str]:
@@ -170,7 +228,7 @@ _VERBS = {"train": "trains", "evaluate": "is evaluated again", "skip": "skips", 
 
 
 def _lines(made: Result, sync: dict[str, list[str]], sends: bool) -> Any:
-    """The plan for a person: a line a stage, then sync and Python."""
+    """The plan for a person: a line a stage, then git, sync and Python."""
     wide = max((len(stage["name"]) for stage in made["stages"]), default=0)
     for stage in made["stages"]:
         reasons = "; ".join(stage["reasons"])
@@ -178,10 +236,15 @@ def _lines(made: Result, sync: dict[str, list[str]], sends: bool) -> Any:
         if stage["action"] == "skip":
             hint = " (-e force=true trains it again)"
         yield f"  {stage['name']:<{wide}}  {_VERBS[stage['action']]}: {reasons}{hint}"
+    if made["git"]:
+        # The commits that a pull brings are shown when it has brought them.
+        yield from made["git"]["lines"][: 1 if made["git"]["changes"] else None]
     if sends:
-        counts = [f"{len(sync[key])} to {key}" for key in ("add", "change", "remove") if sync[key]]
+        does = {**dict.fromkeys(("add", "change", "remove")), "mode": "make executable or not"}
+        counts = [f"{len(sync[key])} to {word or key}" for key, word in does.items() if sync[key]]
         engine = ["this project's own code"] if made["engine_changed"] else []
-        yield f"  sync sends: {', '.join(counts + engine)}"
+        if counts or engine:
+            yield f"  sync sends: {', '.join(counts + engine)}"
     if made["python"]:
         yield f"  Python: {made['python']['path']}"
     elif len(made["pythons_tried"]) == 1:

@@ -19,7 +19,7 @@ OPEN_NAMES = {"groups", "hostvars", "vars", "omit", "environment", "playbook_dir
 
 
 class ActionModule(TrainAction):
-    """``settings:`` without arguments; returns ``request``."""
+    """``settings:``; returns ``request``, which is empty with ``names_only``."""
 
     _requires_connection = False
 
@@ -31,6 +31,8 @@ class ActionModule(TrainAction):
         request.check_names(load_extra_vars(self._loader), known, exact=True)
         magic = OPEN_NAMES | {name for name in task_vars if name.startswith(_MAGIC)}
         request.check_names(set(task_vars) - magic, known, exact=False)
+        if self.argument("names_only", False):
+            return {"changed": False, "request": {}}
         spec = specs["settings"]
         values = {name: self._value(name, task_vars) for name in spec}
         built = request.build(

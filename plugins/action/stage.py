@@ -9,16 +9,15 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
 
-from controller import follow
+from controller import follow, link
 from controller.action import (
     GaveUpError,
     Result,
     TrainAction,
-    can_rewrite,
     failed,
     new_token,
 )
-from controller.progress import Line, describe, duration
+from controller.progress import describe, duration
 from remote_train import issues, live
 from remote_train.errors import TrainError
 
@@ -30,10 +29,8 @@ class ActionModule(TrainAction):
         """Start or attach, then follow."""
         self._request = self.argument("request")
         self._root = self._request["project_root"]
-        several = len(task_vars.get("ansible_play_hosts") or []) > 1
-        host = str(task_vars.get("inventory_hostname")) if several else ""
-        self._line = Line(self.say, self.rewrite if can_rewrite(task_vars) else None, host)
-        self._link = follow.Link(
+        self._line = self.line_for(task_vars)
+        self._link = link.Link(
             self._command,
             self._connection.reset,
             float(self._request["reconnect_timeout"]),

@@ -32,7 +32,7 @@ requirements:
   - set as stdout in configuration
 """
 
-_LIVE_ACTIONS = ("plan", "code_sync", "stage", "collect")
+_LIVE_ACTIONS = ("plan", "code_sync", "stage", "collect", "bundle")
 """The steps that show lines while they run: their titles come first."""
 
 _SHOWN_ACTIONS = (

@@ -19,12 +19,46 @@ description:
     files that are listed twice, not listed or missing, and symlinks on the way inside O(root).
   - Deletes nothing that it did not make. A file that was changed since is kept, with a warning.
   - The executable bit travels; owners, times and other modes don't.
+  - With an offer, takes a bundle that holds only those files of it that the host lacks.
 options:
   src:
     description:
-      - The bundle, on the host.
+      - The bundle, on the host, or a folder that it came into in parts.
     type: path
-    required: true
+  content:
+    description:
+      - The bundle itself, in Base64, where it is small enough to come along.
+    type: str
+  label:
+    description:
+      - What the bundle is called, in messages and in the list of versions. By default its file's name.
+    type: str
+    default: ""
+  project_root:
+    description:
+      - A project in which no training may be running, or it is refused, since its files would change under it.
+    type: path
+  offer:
+    description:
+      - All the project's files, as they were offered, where the bundle holds only some of them.
+    type: str
+  offer_sha256:
+    description:
+      - The digest of the offer that M(plan) has kept in O(state_dir), in place of O(offer).
+    type: str
+  signature:
+    description:
+      - The signature of the manifest, where it doesn't come in the bundle.
+    type: str
+  allowed_signers:
+    description:
+      - Whose signatures count, as lines of an allowed-signers file (ssh-keygen(1)). With it, a manifest that none of them has signed is refused.
+    type: str
+  cache:
+    description:
+      - Take a file on the host that has the inode, size and times of the last look for unchanged.
+    type: bool
+    default: false
   root:
     description:
       - The folder that the bundle's names start from. It is made when it is missing.
@@ -121,6 +155,10 @@ sha256:
   description: The digest of the bundle.
   returned: success
   type: str
+signer:
+  description: Who has signed the manifest; empty where nobody had to.
+  returned: success
+  type: str
 version:
   description: The number of the version that is there now, for M(rollback); null in check mode.
   returned: success
@@ -136,25 +174,66 @@ problem_count:
   type: int
 """
 
+import base64
+import binascii
+import os
 import re
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.remote_train.bundle_apply import apply
+from ansible.module_utils.remote_train import live, offer
+from ansible.module_utils.remote_train.bundle_apply import Delivery, apply
 from ansible.module_utils.remote_train.errors import TrainError
 from ansible.module_utils.remote_train.file_names import shown
 from ansible.module_utils.remote_train.problems import RefusedError
+from ansible.module_utils.remote_train.signature import Trust
 from ansible.module_utils.remote_train.versions import KEEP
+
+
+def trust(params: dict[str, Any]) -> Trust | None:
+    """Whose signature counts; None where none is asked for."""
+    if params["allowed_signers"] is None:
+        return None
+    signature = params["signature"]
+    return Trust(params["allowed_signers"], None if signature is None else signature.encode())
+
+
+def delivered(params: dict[str, Any]) -> Delivery:
+    """How the bundle came. :raises TrainError: when a part of it is damaged or gone."""
+    # Ansible sends a module's arguments back with its result; these are long.
+    text, packed = params.pop("content"), params.pop("offer")
+    content, offered = None, None
+    if text is not None:
+        try:
+            content = base64.b64decode(text, validate=True)
+        except binascii.Error as error:
+            raise TrainError(f"content is not Base64: {error}.", "", "integrity") from error
+    if packed is not None:
+        offered = offer.unpack(packed)
+    elif params["offer_sha256"] is not None:
+        offered = offer.kept(params["state_dir"], params["offer_sha256"])
+    return Delivery(content, offered, params["cache"], params["label"])
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "src": {"type": "path", "required": True},
+            "src": {"type": "path"},
+            "content": {"type": "str"},
+            "label": {"type": "str", "default": ""},
+            "project_root": {"type": "path"},
             "root": {"type": "path", "required": True},
             "state_dir": {"type": "path", "required": True},
             "sha256": {"type": "str"},
             "keep": {"type": "int", "default": KEEP},
+            "offer": {"type": "str"},
+            "offer_sha256": {"type": "str"},
+            "signature": {"type": "str"},
+            "allowed_signers": {"type": "str"},
+            "cache": {"type": "bool", "default": False},
         },
+        mutually_exclusive=[("src", "content"), ("offer", "offer_sha256")],
+        required_one_of=[("src", "content")],
         supports_check_mode=True,
     )
     params = module.params
@@ -164,13 +243,28 @@ def main() -> None:
     if params["keep"] < 0:
         module.fail_json(msg=f"The number of versions to keep is {params['keep']}, below 0.")
     try:
+        if (
+            params["project_root"]
+            and not module.check_mode
+            and live.is_held(params["project_root"])
+        ):
+            raise TrainError(
+                f"A training is running in {params['project_root']}; a sync would change its files"
+                " under it.",
+                "Run it again: it follows that training to its end first.",
+            )
+        delivery = delivered(params)
+        # One that came along lies nowhere, and nothing may be taken to lie beside it.
+        nowhere = os.path.join(params["state_dir"], "incoming", "along", "bundle")
         done = apply(
-            params["src"],
+            nowhere if params["src"] is None else params["src"],
             params["root"],
             params["state_dir"],
             expected,
             check=module.check_mode,
             keep=params["keep"],
+            trust=trust(params),
+            delivery=delivery,
         )
     except RefusedError as error:
         module.fail_json(
@@ -196,6 +290,7 @@ def main() -> None:
         "algorithm": done.algorithm,
         "legacy": done.legacy,
         "sha256": done.sha256,
+        "signer": done.signer,
         "version": done.version,
     }
     if module._diff:

@@ -39,8 +39,19 @@ options:
     description: The only Python to look at. Default, all that are found are tried.
     type: str
     default: ""
-  coming:
-    description: The project's files that sync would bring, SHA-256 by path. Null where nothing is synced.
+  offer:
+    description: The project's files that sync would bring, as the controller packs them. Null where nothing is synced.
+    type: str
+  state:
+    description: The folder of the sync's own state, under C(project_root).
+    type: str
+    default: outputs/training_sync
+  cache:
+    description: Take a file that has the inode, size and times of the last look for unchanged.
+    type: bool
+    default: false
+  git:
+    description: What the host pulls by itself, with C(url), C(ref) and C(allow_dirty). Null where it doesn't.
     type: dict
   engine:
     description: The files of the engine folder that sync would bring, SHA-256 by path.
@@ -98,8 +109,20 @@ interrupted:
   elements: str
   returned: success
 sync:
-  description: The paths that sync would add, change and remove; null where nothing is synced.
+  description:
+    - What sync would do; null where nothing is synced.
+    - C(add), C(change) and C(mode) (the executable bit alone) are places in the offer, C(remove) and C(kept) names to be shown.
   type: dict
+  returned: success
+git:
+  description:
+    - What a pull would do, C(changes), C(before), C(after) (commits) and C(lines) for a person, with C(url) and C(ref) as they were given.
+    - Null where the host doesn't pull.
+  type: dict
+  returned: success
+offer_kept:
+  description: Whether the host has kept the offer, so that it need not be sent again.
+  type: bool
   returned: success
 engine_changed:
   description: Whether sync would send this project's own code.
@@ -108,10 +131,33 @@ engine_changed:
 """
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.remote_train import plan, recovery, runs
+from ansible.module_utils.remote_train import git_tree, offer, plan, recovery, target_change
+from ansible.module_utils.remote_train.digest_cache import DigestCache
 from ansible.module_utils.remote_train.errors import TrainError
+
+
+def pull_of(
+    root: str, wanted: Mapping[str, Any] | None, stages: list[dict[str, Any]], request: Any
+) -> dict[str, Any] | None:
+    """What a pull would do; stages that it may change are marked. None where nothing is pulled."""
+    if wanted is None:
+        return None
+    done = git_tree.pull(root, wanted["url"], wanted["ref"], wanted["allow_dirty"], check=True)
+    if done.changed:
+        changed = None if done.files is None else {name for _sign, name in done.files}
+        plan.unsure(stages, request, changed, f"git brings {done.after[:12]}")
+    return {
+        "url": wanted["url"],
+        "ref": wanted["ref"],
+        "changes": done.changed,
+        "before": done.before,
+        "after": done.after,
+        "lines": done.told(check=True),
+    }
 
 
 def main() -> None:
@@ -121,31 +167,50 @@ def main() -> None:
             "code": {"type": "list", "elements": "str", "required": True},
             "requirements": {"type": "dict", "default": {}},
             "python": {"type": "str", "default": ""},
-            "coming": {"type": "dict"},
+            "offer": {"type": "str"},
+            "state": {"type": "str", "default": "outputs/training_sync"},
+            "cache": {"type": "bool", "default": False},
+            "git": {"type": "dict"},
             "engine": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
+        no_log=True,  # a password may stand in the URL of git, and the host's log would hold it
     )
     given = module.params
     root = given["request"]["project_root"]
     engine = os.path.join(root, plan.ENGINE)
+    state = os.path.join(root, given["state"])
     interrupted, changed = [], False
     try:
         # What was interrupted comes to its end first: one look at one name each where nothing was.
-        for place, state in ((root, os.path.join(root, runs.SYNC)), (engine, f"{engine}/.state")):
-            if module.check_mode and recovery.pending(state):
+        states = [(root, os.path.join(root, folder)) for folder in plan.STATES]
+        for place, its_state in (*states, (engine, f"{engine}/.state")):
+            if module.check_mode and recovery.pending(its_state):
                 interrupted.append(f"A sync of {place} was interrupted; a run ends it first.")
-            elif ended := recovery.recover(place, state):
+            elif ended := recovery.recover(place, its_state):
                 interrupted.append(ended.sentence)
                 changed = True
+        # Ansible sends a module's arguments back with its result; this one is long.
+        packed = given.pop("offer")
+        offered = None if packed is None else offer.unpack(packed)
         made = plan.make(
             given["request"],
             (given["code"][0], given["code"][1]),
             given["requirements"],
             given["python"],
-            given["coming"],
+            offered,
         )
-        made["sync"] = plan.compare(root, given["coming"])
+        made["git"] = pull_of(root, given["git"], made["stages"], given["request"])
+        made["work"] = plan.work_of(made["stages"])
+        made["sync"], made["offer_kept"] = None, False
+        if offered is not None:
+            known = target_change.cache_path(state)
+            cache = DigestCache(known, root) if given["cache"] else None
+            sync = made["sync"] = plan.compare(root, state, offered, cache)
+            if not module.check_mode:
+                if cache:
+                    cache.save()
+                made["offer_kept"] = plan.sends(sync) and offer.keep(state, offered, packed)
         made["engine_changed"] = plan.engine_differs(root, given["engine"])
     except TrainError as error:
         module.fail_json(msg=error.message, hint=error.hint, category=error.category)

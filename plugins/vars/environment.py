@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from typing import Any
 
@@ -93,6 +94,7 @@ class VarsModule(BaseVarsPlugin):  # type: ignore[misc]  # ansible-core has no t
             return {}
         settings: dict[str, Any] = dict(settings_from(dict(os.environ)))
         settings["controller_terminal"] = person_at_terminal()
+        settings["controller_columns"] = shutil.get_terminal_size().columns
         if "ansible_host" in settings:
             if len(groups["gpu_hosts"].get_hosts()) > 1:
                 raise AnsibleParserError(

@@ -53,6 +53,7 @@ SPECIAL = {
     "stage_command": ["true"],
     "target_modules": ["q_proj"],
     "stage_code": ["code/train.py"],
+    "code_sync_mode": "bundle",  # git and a bundle exclude each other
 }
 """Values that a setting's type alone doesn't give."""
 

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from remote_train import durable
 from remote_train.bundle import apply
+from remote_train.bundle_apply import Delivery
+from remote_train.offer import unpack
 from remote_train.recovery import recover
 from remote_train.rollback import rollback
 
@@ -39,7 +41,15 @@ CHANGING = (
     "write",
 )
 WRITING = os.O_CREAT | os.O_WRONLY | os.O_RDWR | os.O_TRUNC
-WORKS = {"apply": apply, "recover": recover, "rollback": rollback}
+
+
+def apply_delta(path, root, state):
+    """Apply an archive with the offer that lies beside it."""
+    offer = unpack(Path(f"{path}.offer").read_text())
+    return apply(path, root, state, delivery=Delivery(None, offer))
+
+
+WORKS = {"apply": apply, "delta": apply_delta, "recover": recover, "rollback": rollback}
 FAILED = 70  # the status of a process whose work ended with an exception
 
 

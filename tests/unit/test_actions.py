@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 
+from controller import link
 from plugins.action import code_sync, collect
 from plugins.action import plan as plan_action
 from remote_train import issues
@@ -24,6 +25,8 @@ MADE: dict[str, Any] = {
     "uncollected": None,
     "pythons_tried": [],
     "sync": None,
+    "offer_kept": False,
+    "git": None,
     "engine_changed": False,
     "interrupted": [],
     "changed": False,
@@ -97,15 +100,17 @@ def test_a_plan_is_empty_where_no_step_that_was_asked_for_has_work(
 # A host that is gone
 
 
-def test_a_cut_in_a_sync_is_a_failure_that_can_be_rescued(tmp_path):
+def test_a_cut_in_a_sync_is_a_failure_that_can_be_rescued(tmp_path, monkeypatch):
     plan = {
-        "source": "",
-        "sync": {"add": [], "change": [], "remove": []},
+        "git": None,
+        "sync": {"add": [], "change": [], "mode": [], "remove": []},
         "sends": True,
         "engine_changed": True,
     }
-    made = action(code_sync, {"project_root": str(tmp_path), "plan": plan}, cut)
+    request = build(project_root=str(tmp_path), reconnect_timeout=0)
+    made = action(code_sync, {"request": request, "plan": plan}, cut, reset=lambda: None)
     made.shell = cut
+    monkeypatch.setattr(link.time, "sleep", lambda _seconds: None)
     answer = made.act({})
     assert (answer["failed"], answer["unreachable_host"], answer["category"]) == (
         True,
@@ -136,7 +141,9 @@ def test_a_record_that_is_at_home_already_is_kept(tmp_path):
 
 def test_a_bundle_is_removed_though_its_fetch_broke(tmp_path):
     bundle = "/srv/tutor/outputs/training_sync/outgoing/x/home.tar.gz"
-    answers = iter([{"files": [{"path": "outputs/a", "sha256": "0" * 64}]}, {"bundle": bundle}])
+    answers = iter(
+        [{"files": [{"path": "outputs/a", "sha256": "0" * 64}]}, {"bundle": bundle, "size": 1}]
+    )
     made = collecting(tmp_path, lambda *_: next(answers), fetch_file=cut)
     removed: list[list[str]] = []
     made.shell = removed.append

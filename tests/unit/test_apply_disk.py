@@ -153,3 +153,12 @@ def test_a_folder_that_may_not_be_written_to(tmp_path, host, pair):
         os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
     assert host.snapshot() == before
+
+
+def test_nobody_else_may_hold_the_lock(host, tmp_path):
+    """Whoever can open it can hold it, and no sync would ever begin."""
+    lock = host.state / "apply.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch(0o644)  # as an earlier version made it
+    host.apply(make(tmp_path, {"a": b"1"}).paths[0])
+    assert lock.stat().st_mode & 0o777 == 0o600

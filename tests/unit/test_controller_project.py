@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controller import project
-from remote_train import plan, pythons
+from remote_train import plan, pythons, tree
 from remote_train.errors import TrainError
 from tests.unit.stage_host import HOUSE, put
 
@@ -33,8 +34,8 @@ def source(tmp_path):
     ],
 )
 def test_the_files_of_a_project_with_their_digests(source, exclude, names):
-    files = project.project_files(source, "list.txt", exclude)
-    digests = project.project_digests(source, "list.txt", exclude)
+    files = project.Choice("list.txt", exclude).files(source)
+    digests = project.offer_of(source, files, cache=False)
     assert {file.name for file in files} == set(digests) == names
     for name in names:
         content = Path(source, name).read_bytes()
@@ -44,7 +45,21 @@ def test_the_files_of_a_project_with_their_digests(source, exclude, names):
 def test_an_exclude_that_is_no_list(source):
     wrong: Any = {"a": 1}
     with pytest.raises(TrainError, match="sync_exclude is"):
-        project.project_digests(source, "list.txt", wrong)
+        project.Choice("list.txt", wrong).files(source)
+
+
+def test_what_was_read_once_is_remembered_in_the_user_s_cache(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    choice = project.Choice("list.txt")
+    time.sleep(0.05)  # what is as young as the look is not remembered
+    first = project.offer_of(source, choice.files(source), cache=True)
+    (kept,) = (tmp_path / "cache" / "remote-train" / "digests").iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(tree.hashing, "descriptor_digest", None)  # nothing is read now
+    again = project.offer_of(source, choice.files(source), cache=True)
+    assert again.raw == first.raw
+    with pytest.raises(TypeError):
+        project.offer_of(source, choice.files(source), cache=False)
 
 
 def test_the_engine_is_the_training_and_what_the_modules_are_made_of():

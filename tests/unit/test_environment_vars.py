@@ -43,6 +43,7 @@ def host_vars(tmp_path: Path, content: Any, name: str = "gpu") -> dict[str, Any]
     host = InventoryManager(loader, sources=[str(path)]).get_host(name)
     found: dict[str, Any] = environment.VarsModule().get_vars(loader, str(tmp_path), [host])
     found.pop("controller_terminal", None)
+    found.pop("controller_columns", None)
     return found
 
 

@@ -15,7 +15,7 @@ from ansible.errors import AnsibleConnectionFailure
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from controller import follow
+from controller import follow, link
 from plugins.action.stage import ActionModule
 from remote_train.atomic import write_json
 from remote_train.errors import TrainError
@@ -192,8 +192,8 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 5000.0
         self.pauses: list[float] = []
-        monkeypatch.setattr(follow.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(follow.time, "sleep", self._sleep)
+        monkeypatch.setattr(link.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(link.time, "sleep", self._sleep)
 
     def _sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -210,7 +210,7 @@ class Wire:
         self.ran: list[str] = []
         self.resets = 0
         self.said: list[str] = []
-        self.link = follow.Link(self.run, self.reset, patience, self.said.append)
+        self.link = link.Link(self.run, self.reset, patience, self.said.append)
 
     def run(self, line: str) -> str:
         self.ran.append(line)
@@ -418,7 +418,7 @@ def test_a_lock_without_a_running_stage_is_not_attached_to(status, words):
 @pytest.mark.parametrize(
     ("error", "flag"),
     [
-        (follow.GaveUpError("The host could not be reached again in 1 s.", "h", "infra"), True),
+        (link.GaveUpError("The host could not be reached again in 1 s.", "h", "infra"), True),
         (TrainError("The supervisor of style has given no sign of life.", "h", "infra"), None),
     ],
 )
@@ -453,5 +453,5 @@ def test_a_host_that_is_given_up_on_is_flagged(monkeypatch, error, flag, attach)
 def test_patience_that_ended_is_told_from_other_errors(clock):
     wire = Wire(clock, patience=1)
     wire.plan = [False] * 100
-    with pytest.raises(follow.GaveUpError):
+    with pytest.raises(link.GaveUpError):
         wire.link.command("a")

@@ -14,6 +14,7 @@ import pytest
 from remote_train import fingerprint, live, markers, plan, runs
 from remote_train.errors import TrainError
 from remote_train.manifest import write_manifest
+from remote_train.offer import Offer
 from tests.unit.stage_host import (
     CODE,
     PACKAGES,
@@ -143,7 +144,7 @@ def test_a_plan_changes_nothing(root):
     done_marker(root, build(project_root=str(root)))
     before = contents(root)
     first = made(root)
-    plan.compare(str(root), {TRAIN: "0" * 64})
+    compared(root, {TRAIN: "0" * 64})
     plan.engine_differs(str(root), {"training/fit.py": "0" * 64})
     assert contents(root) == before
     assert made(root) == first
@@ -270,35 +271,61 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def test_nothing_is_compared_where_nothing_is_synced(root):
-    assert plan.compare(str(root), None) is None
+def compared(root: Path, files: dict[str, str], executable: tuple[str, ...] = ()) -> Any:
+    """What sync would do, with names in the places of an offer's places."""
+    offered = Offer((name, sha256, name in executable) for name, sha256 in files.items())
+    found = plan.compare(str(root), str(root / runs.SYNC), offered)
+    for key in ("add", "change", "mode"):
+        found[key] = [offered.names[place] for place in found[key]]
+    return found
+
+
+NAMES = ("same.py", "changed.py", "gone.py", "vanished.py", "theirs.py")
 
 
 def test_what_sync_would_add_change_and_remove(root):
     put(root, {"same.py": b"1", "changed.py": b"1", "gone.py": b"1", "users.txt": b"1"})
-    before = {name: digest(b"1") for name in ("same.py", "changed.py", "gone.py", "vanished.py")}
+    put(root, {"theirs.py": b"2"})
+    before = {name: digest(b"1") for name in NAMES}
     put(root, {f"{runs.SYNC}/SYNC_MANIFEST.sha256": write_manifest(before)})
     coming = {"same.py": digest(b"1"), "changed.py": digest(b"2"), "new.py": digest(b"3")}
-    assert plan.compare(str(root), coming) == {
+    assert compared(root, coming, ("same.py", "new.py")) == {
         "add": ["new.py"],
         "change": ["changed.py"],
+        "mode": ["same.py"],
         "remove": ["gone.py"],  # the user's own file, which was never sent, stays
+        "kept": ["theirs.py"],  # sent before, and changed there since
     }
 
 
 def test_a_first_sync_removes_nothing(root):
     put(root, {"users.txt": b"1"})
-    assert plan.compare(str(root), {"a.py": digest(b"")}) == {
+    assert compared(root, {"a.py": digest(b"")}) == {
         "add": ["a.py"],
         "change": [],
+        "mode": [],
         "remove": [],
+        "kept": [],
     }
 
 
 def test_a_link_in_the_way_is_refused(root):
     (root / "a.py").symlink_to("/etc/passwd")
     with pytest.raises(TrainError, match=r"a\.py"):
-        plan.compare(str(root), {"a.py": digest(b"")})
+        compared(root, {"a.py": digest(b"")})
+
+
+@pytest.mark.parametrize(
+    ("changed", "action"),
+    [(None, "train"), ({TRAIN}, "train"), ({"README.md"}, "skip")],
+    ids=["nobody knows which", "what it reads", "what it doesn't read"],
+)
+def test_a_pull_that_may_change_what_a_stage_reads_lets_it_run(root, changed, action):
+    request = build(project_root=str(root))
+    stages = [{"name": "style", "action": "skip", "reasons": ["up to date"], "warnings": []}]
+    plan.unsure(stages, request, changed, "git brings 123456")
+    assert stages[0]["action"] == action
+    assert ("git brings 123456" in stages[0]["reasons"][0]) is (action == "train")
 
 
 def test_the_engine_differs_until_it_is_the_same(root):

@@ -26,7 +26,8 @@ def held(state_dir: str) -> Iterator[None]:
     path = os.path.join(state_dir, NAME)
     try:
         os.makedirs(state_dir, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.fchmod(descriptor, 0o600)  # whoever may open it may hold it
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise TrainError(

@@ -6,18 +6,31 @@ import contextlib
 import os
 import re
 import stat
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from . import tree
+from . import parts, tree
 from .errors import TrainError
-from .manifest import MODERN, Manifest
+from .file_names import shown
+from .manifest import LEGACY, MODERN, Manifest
 from .manifest_lines import split_line
 from .problems import refused
-from .staging import MAX_MANIFEST, parse_inner, read_inner_manifest
+from .signature import MAX_SIGNATURE
+from .staging import MAX_MANIFEST, folder_of_all, parse_inner, read_inner
+
+
+def beside(path: str) -> list[str]:
+    """The files that may lie beside a bundle and speak of it: its manifest, and signatures."""
+    stem = re.sub(r"\.(tar\.gz|tgz)$", "", path)
+    return [f"{stem}.{MODERN}", f"{stem}.{MODERN}.sig", f"{stem}.{LEGACY}.sig"]
 
 
 def open_archive(path: str) -> BinaryIO:
-    """The archive, to be read. :raises TrainError: when that isn't possible."""
+    """The archive, to be read, be it a file or a folder of parts.
+
+    :raises TrainError: when that isn't possible.
+    """
+    if os.path.isdir(path) and parts.arrived(os.listdir(path)):
+        return parts.open_parts(path)
     try:
         descriptor = os.open(path, tree.FILE_FLAGS & ~os.O_NOFOLLOW)
     except OSError as error:
@@ -68,31 +81,72 @@ def _digest_beside(path: str) -> str | None:
     return line.decode()
 
 
-def manifest_of(archive: BinaryIO, bundle_path: str, limit: int) -> Manifest:
+class Carried(NamedTuple):
+    """What a bundle brings to say what its files are.
+
+    :param raw: the manifest's bytes, which are what a signature is over.
+    :param signature: of the manifest; None where there is none, or none was looked for.
+    """
+
+    manifest: Manifest
+    raw: bytes
+    signature: bytes | None
+
+
+def manifest_of(archive: BinaryIO, bundle_path: str, limit: int, signed: bool = False) -> Carried:
     """The bundle's manifest: the one in it, or else the one beside it.
 
     :param limit: bytes that the archive may unpack to.
+    :param signed: whether to look for its signature: beside the bundle, or else at the top of the
+        archive, which may have to be read to its end for that.
     :raises RefusedError: when there is none, there are two, or it isn't as it should be.
+    :raises TrainError: when a file beside the bundle can't be read.
     """
     label = os.path.basename(bundle_path)
-    beside = re.sub(r"\.(tar\.gz|tgz)$", "", bundle_path) + "." + MODERN
-    outer = None
-    if os.path.isfile(beside):
-        with open(beside, "rb") as stream:
-            outer = stream.read(MAX_MANIFEST + 1)
-        if len(outer) > MAX_MANIFEST:
-            message = f"{os.path.basename(beside)} is larger than {MAX_MANIFEST:,} bytes"
-            raise refused(f"The bundle {label}", "manifest-too-large", message)
-    found = read_inner_manifest(archive, label, limit)
-    if found is None:
-        if outer is None:
-            raise refused(f"The bundle {label}", "no-manifest", "it holds no manifest")
-        return parse_inner(MODERN, outer)
-    name, inner = found
-    if outer is not None and name == MODERN and outer != inner:
+    stem = re.sub(r"\.(tar\.gz|tgz)$", "", bundle_path) + "."
+    outer = _beside(stem + MODERN, MAX_MANIFEST)
+    if outer is not None and len(outer) > MAX_MANIFEST:
+        message = f"{os.path.basename(stem)}{MODERN} is larger than {MAX_MANIFEST:,} bytes"
+        raise refused(f"The bundle {label}", "manifest-too-large", message)
+    search = signed and not os.path.isfile(f"{stem}{MODERN}.sig")
+    inner = read_inner(archive, label, limit, search)
+    top = ""
+    if outer is None and not {MODERN, LEGACY} & inner.keys():
+        archive.seek(0)
+        top = folder_of_all(archive, label, limit)
+    if top:
+        archive.seek(0)
+        inner = read_inner(archive, label, limit, search, top)
+    name = LEGACY if LEGACY in inner and MODERN not in inner else MODERN
+    raw = inner.get(name, outer)
+    if raw is None:
+        raise refused(f"The bundle {label}", "no-manifest", "it holds no manifest")
+    if outer is not None and name == MODERN and outer != raw:
         raise refused(
             f"The bundle {label}",
             "manifest-differs",
-            f"{os.path.basename(beside)} beside it is another manifest than the one in it",
+            f"{os.path.basename(stem)}{MODERN} beside it is another manifest than the one in it",
         )
-    return parse_inner(name, inner)
+    signature = None
+    if signed:
+        signature = _beside(f"{stem}{name}.sig", MAX_SIGNATURE)
+        if signature is None:
+            signature = inner.get(name + ".sig")
+    manifest = parse_inner(name, raw)
+    if top:
+        manifest.top = top
+        manifest.warnings.append(
+            f"All of {label} lies in {shown(top)}/, which is left out of the files' names."
+        )
+    return Carried(manifest, raw, signature)
+
+
+def _beside(path: str, most: int) -> bytes | None:
+    """A file beside the bundle, or its beginning where it has over ``most`` bytes; None if none."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(most + 1)
+    except OSError as error:
+        raise TrainError(f"{path} can't be read: {error.strerror}.", "", "integrity") from error

@@ -10,15 +10,21 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from . import bundle, fingerprint, live, markers, pythons, runs
+from . import bundle, fingerprint, git_tree, live, markers, pythons, runs, target_change
+from .digest_cache import DigestCache
 from .errors import TrainError
-from .file_names import IllegalNameError, to_name
+from .file_names import IllegalNameError, shown, to_name
 from .hashing import file_digest
-from .manifest import MODERN, read_manifest
 from .manifest_lines import split_line
+from .offer import Offer
+from .problems import RefusedError
 
 ENGINE = "outputs/training_sync/engine"
 """Where this project's own code lies on the host, under the project root."""
+
+
+STATES = (runs.SYNC, git_tree.UNTRACKED)
+"""Where the state of a sync lies, under the project root, by how it is made."""
 
 
 def plan_stages(
@@ -51,6 +57,30 @@ def plan_stages(
         )
         planned.append({"name": name, **verdict})
     return planned
+
+
+def work_of(stages: list[dict[str, Any]]) -> list[str]:
+    """The names of the stages that would train or be evaluated."""
+    return [stage["name"] for stage in stages if stage["action"] in ("train", "evaluate")]
+
+
+def unsure(
+    stages: list[dict[str, Any]], request: Mapping[str, Any], changed: set[str] | None, why: str
+) -> None:
+    """Let stages run that would be skipped, whose files may change in a way nobody knows yet.
+
+    :param stages: the plan; changed in place.
+    :param changed: the files that change; None where that isn't known.
+    :param why: the beginning of the reason.
+    """
+    reads = {
+        stage["name"]: {*stage["train"], *stage["evaluate"], *stage["code"]}
+        for stage in request["stages"]
+    }
+    for stage in stages:
+        if stage["action"] == "skip" and (changed is None or changed & reads[stage["name"]]):
+            stage["action"] = "train"
+            stage["reasons"] = [f"{why}, which may change what it reads; its start decides"]
 
 
 def at_home(root: str) -> list[dict[str, Any]]:
@@ -127,7 +157,7 @@ def make(
     found = search["found"]
     packages = pythons.recorded(found["packages"]) if found else None
     stages = plan_stages(request, code, packages, coming)
-    work = [s["name"] for s in stages if s["action"] in ("train", "evaluate")]
+    work = work_of(stages)
     return {
         "stages": stages,
         "work": work,
@@ -139,21 +169,37 @@ def make(
     }
 
 
-def compare(root: str, coming: Mapping[str, str] | None) -> dict[str, list[str]] | None:
-    """What sync would do: the paths that it would add, change and remove.
+def compare(
+    root: str, state_dir: str, offered: Offer, cache: DigestCache | None = None
+) -> dict[str, list[Any]]:
+    """What sync would do to the files of an offer.
 
-    :param coming: SHA-256 in hex of each file that belongs to the project, or None where
-        nothing is synced.
+    :param state_dir: the folder of the sync's own state.
+    :returns: ``add``, ``change`` and ``mode`` (whose executable bit alone changes) hold places
+        in the offer, which are short and mind no encoding; ``remove`` and ``kept`` (left there,
+        since they were changed on the host) hold names to be shown.
+    :raises RefusedError: where something stands in the way of a file.
     """
-    if coming is None:
-        return None
-    found = bundle.compare(root, coming)
-    applied = os.path.join(root, runs.SYNC, MODERN)
-    before = dict(read_manifest(applied).items()) if os.path.isfile(applied) else {}
-    removed = [
-        name for name in before if name not in coming and os.path.isfile(os.path.join(root, name))
-    ]
-    return {"add": found["missing"], "change": found["different"], "remove": sorted(removed)}
+    previous = target_change.applied_before(state_dir, [])
+    change = target_change.to_manifest(root, state_dir, offered.manifest, previous, cache)
+    if change.problems:
+        raise RefusedError(root, change.problems, "Nothing was changed there.")
+    sync: dict[str, list[Any]] = {"add": [], "change": [], "mode": []}
+    for place, name in enumerate(offered.names):
+        found = change.same.get(name)
+        if found is None:
+            kind = "change" if change.write[name].kind == "different" else "add"
+            sync[kind].append(place)
+        elif found.executable != (name in offered.executable):
+            sync["mode"].append(place)
+    sync["remove"] = sorted(shown(name) for name in change.remove)
+    sync["kept"] = sorted(shown(name) for name in change.kept)
+    return sync
+
+
+def sends(sync: Mapping[str, list[Any]]) -> bool:
+    """Whether a sync that does this changes anything."""
+    return any(value for key, value in sync.items() if key != "kept")
 
 
 def engine_differs(root: str, engine: Mapping[str, str]) -> bool:

@@ -384,6 +384,7 @@ def build(
     gates = ("strict", "warn", "off")
     return {
         "project_root": root,
+        "data_base": values["data_base"],
         "log_dir": values["log_dir"],
         "stages": stages,
         "selected": [name for name in chosen if name not in skipped],
@@ -397,4 +398,34 @@ def build(
         "on_lock": values["on_lock"],
         "reconnect_timeout": typed("reconnect_timeout", values["reconnect_timeout"], "int"),
         "fingerprint_ignore": list(values["fingerprint_ignore"]),
+        "sync": _sync(values),
+    }
+
+
+def _sync(values: Mapping[str, Any]) -> dict[str, Any]:
+    """How the training project comes to the host; paths are the controller's."""
+    keep = typed("sync_keep", values["sync_keep"], "int")
+    if keep < 0:
+        raise TrainError(f"sync_keep is {keep}.", "Give the number of versions to keep, 0 or more.")
+    how = mode("code_sync_mode", values["code_sync_mode"], ("delta", "bundle", "git"))
+    if values["bundle"] and how == "git":
+        raise TrainError(
+            "bundle names a bundle, and code_sync_mode is git.", "Leave out one of the two."
+        )
+    return {
+        "mode": how,
+        "src": values["project_src"],
+        "bundle": values["bundle"],
+        "whitelist": values["sync_whitelist"],
+        "exclude": list(values["sync_exclude"]),
+        "follow_links": boolean("sync_follow_links", values["sync_follow_links"]),
+        "cache": boolean("sync_cache", values["sync_cache"]),
+        "keep": keep,
+        "signing_key": values["sync_signing_key"],
+        "allowed_signers": values["sync_allowed_signers"],
+        "git": {
+            "url": values["sync_git_url"],
+            "ref": str(values["sync_git_ref"]),
+            "allow_dirty": boolean("sync_git_allow_dirty", values["sync_git_allow_dirty"]),
+        },
     }

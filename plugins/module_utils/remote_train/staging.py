@@ -38,22 +38,52 @@ class Staged(NamedTuple):
     executable: bool
 
 
-def read_inner_manifest(archive: BinaryIO, label: str, limit: int) -> tuple[str, bytes] | None:
-    """Name and bytes of the manifest in an archive; None when it holds none.
+def folder_of_all(archive: BinaryIO, label: str, limit: int) -> str:
+    """The folder in an archive that holds a manifest and all other files; empty where none does.
 
-    The SHA-256 one counts before the legacy one, wherever they stand; bundles made here have it
-    first, so that this reads a few blocks only.
+    ``tar -czf x.tar.gz folder`` makes such archives.
 
-    :raises RefusedError: when the archive can't be read as far as that.
+    :raises RefusedError: when the archive can't be read to its end.
     """
-    legacy = None
+    folder, names = "", []
     reader = TarReader(archive, limit)
     try:
         for member in reader.members():
-            if member.kind != "file":
-                continue
-            name = _safe_name(member)
-            if name == MODERN or (name == LEGACY and legacy is None):
+            name = _safe_name(member) if member.kind != "folder" else ""
+            if name and not is_apple_double(name):
+                names.append(name)
+    except CorruptError as error:
+        raise _broken(label, error, Problems()) from None
+    for name in names:
+        above, _, base = name.rpartition("/")
+        if base in {MODERN, LEGACY} and (not folder or above.count("/") < folder.count("/")):
+            folder = above
+    return folder if all(name.startswith(folder + "/") for name in names) else ""
+
+
+def read_inner(
+    archive: BinaryIO, label: str, limit: int, signed: bool, top: str = ""
+) -> dict[str, bytes]:
+    """The manifests at the top of an archive, and their signatures, each by its name.
+
+    Reads no further than to the SHA-256 manifest, which counts before the legacy one wherever they
+    stand. Bundles made here have it first, so that this reads a few blocks only.
+
+    :param signed: whether to read on to that one's signature, which may stand anywhere.
+    :param top: the folder that counts as the archive's top.
+    :return: manifests as a whole; of what is called as a signature, no more than its first MiB.
+    :raises RefusedError: when the archive can't be read as far as that.
+    """
+    signatures = {MODERN + ".sig", LEGACY + ".sig"}
+    enough = {MODERN, MODERN + ".sig"} if signed else {MODERN}
+    found: dict[str, bytes] = {}
+    reader = TarReader(archive, limit)
+    try:
+        for member in reader.members():
+            name = below(top, _safe_name(member)) if member.kind == "file" else ""
+            if name in signatures:
+                found[name] = next(reader.body(), b"")
+            elif name in {MODERN, LEGACY}:
                 if member.size > MAX_MANIFEST:
                     raise CorruptError(
                         "too-large", f"its manifest is larger than {MAX_MANIFEST:,} bytes"
@@ -61,13 +91,19 @@ def read_inner_manifest(archive: BinaryIO, label: str, limit: int) -> tuple[str,
                 body = io.BytesIO()  # joined without holding all of it twice
                 for piece in reader.body():
                     body.write(piece)
-                content = body.getvalue()
-                if name == MODERN:
-                    return name, content
-                legacy = content
+                found[name] = body.getvalue()
+            if enough <= found.keys():
+                break
     except CorruptError as error:
         raise _broken(label, error, Problems()) from None
-    return None if legacy is None else (LEGACY, legacy)
+    return found
+
+
+def below(top: str, name: str) -> str:
+    """``name`` as it is called in the folder ``top``; empty where it isn't in it."""
+    if not top:
+        return name
+    return name[len(top) + 1 :] if name.startswith(top + "/") else ""
 
 
 def _safe_name(member: Member) -> str:
@@ -88,6 +124,7 @@ class Unpacker:
     :param wanted: names to write; the others are checked only.
     :param folder: the staging folder; None checks all and writes nothing.
     :param limit: bytes that the archive may unpack to.
+    :param partial: whether it holds the wanted names alone, and need not hold others.
     """
 
     def __init__(
@@ -97,12 +134,14 @@ class Unpacker:
         folder: str | None,
         wanted: Collection[str],
         limit: int,
+        partial: bool = False,
     ) -> None:
         self._label = label
         self._manifest = manifest
         self._folder = folder
         self._wanted = wanted
         self._limit = limit
+        self._partial = partial
         self._problems = Problems()
         self._seen: set[str] = set()
         self._staged: dict[str, Staged] = {}
@@ -125,7 +164,7 @@ class Unpacker:
         except CorruptError as error:
             raise _broken(self._label, error, self._problems) from None
         for name, line in self._manifest.lines.items():
-            if name not in self._seen:
+            if name not in self._seen and (name in self._wanted or not self._partial):
                 self._problems.add("missing", f"{shown(name)} is not in it", line, name)
         if self._problems:
             raise RefusedError(f"The bundle {self._label}", self._problems, "Nothing was applied.")
@@ -164,7 +203,10 @@ class Unpacker:
         except IllegalNameError as error:
             self._refuse(error.problem, f"the member {shown(raw)} {error.reason}", to_name(raw))
             return ""
-        if member.kind == "folder" and name not in self._manifest.lines:
+        outside, name = name, below(self._manifest.top, name)
+        if not name and member.kind != "folder":
+            self._leave(outside)
+        if not name or (member.kind == "folder" and name not in self._manifest.lines):
             return ""
         seen = name in self._seen
         self._seen.add(name)

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from . import tree
+from .digest_cache import DigestCache
 from .file_names import collision_key, first_of, is_within, parents, shown, to_bytes, to_name
-from .manifest import Manifest
+from .manifest import MODERN, Manifest, read_manifest
 from .problems import Problems
 
 MAX_PART = 255  # bytes of one part of a name (NAME_MAX of the usual file systems)
@@ -81,12 +82,13 @@ def to_manifest(
     state_dir: str,
     manifest: Manifest,
     previous: Manifest | None,
-    workers: int | None = None,
+    cache: DigestCache | None = None,
 ) -> Change:
     """What brings ``root`` to ``manifest``, and everything on the target that stands against it.
 
     :param state_dir: the folder that nothing in a manifest may touch, where it lies in ``root``.
     :param previous: the manifest that was applied last, if one was.
+    :param cache: of the digests of the files there, where they may be known by it.
     """
     change = Change()
     _admit_names(change, root, state_dir, manifest)
@@ -98,14 +100,16 @@ def to_manifest(
         return change
     if previous:
         gone = previous.lines.keys() - manifest.lines.keys()
-        for found in tree.examine(raw_root, gone, previous.digest_of, previous.algorithm, workers):
+        for found in tree.examine(
+            raw_root, gone, previous.digest_of, previous.algorithm, cache=cache
+        ):
             if found.kind == "same":
                 change.remove[found.name] = found
             elif found.kind == "different":
                 change.kept.append(found.name)
     change.admit_writes(
         raw_root,
-        tree.examine(raw_root, manifest.lines, manifest.digest_of, manifest.algorithm, workers),
+        tree.examine(raw_root, manifest.lines, manifest.digest_of, manifest.algorithm, cache=cache),
         manifest.lines,
     )
     if previous and manifest.algorithm == previous.algorithm:
@@ -117,6 +121,28 @@ def to_manifest(
             and found.digest != previous.digest_of(name)
         ]
     return change
+
+
+def cache_path(state_dir: str) -> str:
+    """Where the digests of a target's files are remembered."""
+    return os.path.join(state_dir, "digests")
+
+
+def applied_before(state_dir: str, warnings: list[str]) -> Manifest | None:
+    """The manifest that was applied last, if one was and it can be read; else a warning is added.
+
+    :raises TrainError: when something else than a file stands there.
+    """
+    path = os.path.join(state_dir, MODERN)
+    if not os.path.lexists(path):
+        return None
+    manifest = read_manifest(path)
+    if manifest.problems:
+        warnings.append(
+            f"{path} is damaged, so nothing is removed: {manifest.problems.items[0].message}."
+        )
+        return None
+    return manifest
 
 
 def _admit_names(change: Change, root: str, state_dir: str, manifest: Manifest) -> None:

@@ -15,7 +15,8 @@ from ansible.utils.display import Display
 
 from remote_train.errors import TrainError
 
-from .text import printable
+from .progress import PLAIN_EVERY, Line
+from .text import fitting, printable
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
 """This project's own folder: the checkout, or wherever it is installed."""
@@ -46,6 +47,7 @@ class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no type
     _supports_check_mode = True
     _supports_async = False
     _supports_diff = True
+    _columns = 0
 
     def act(self, task_vars: Result) -> Result:
         """What the action does; its result."""
@@ -100,27 +102,49 @@ class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no type
             )
         return result
 
-    def shell(self, words: list[str]) -> None:
-        """Run one program on the host. ssh takes nothing but a shell's line: all is quoted.
+    def shell(self, words: list[str], stdin: bytes = b"", writes: str = "") -> str:
+        """Run one program on the host; what it printed.
 
+        ssh takes nothing but a shell's line: all words are quoted.
+
+        :param stdin: what it reads.
+        :param writes: the place that it writes to; the last word by default.
         :raises TrainError: when it fails.
         """
-        answer: Result = self._low_level_execute_command(shlex.join(words), sudoable=False)
+        answer: Result = self._low_level_execute_command(
+            shlex.join(words), sudoable=False, in_data=stdin or None
+        )
         if answer["rc"] != 0:
             said = str(answer["stderr"]).strip().splitlines()[-1:] or ["no word"]
             raise TrainError(
                 f"{words[0]} failed on the host: {said[0]}",
-                f"Check that {words[-1]} can be written by this user.",
+                f"Check that {writes or words[-1]} can be written by this user.",
                 "infra",
             )
+        return str(answer["stdout"])
+
+    def line_for(self, task_vars: Result, first_after: float = PLAIN_EVERY) -> Line:
+        """Where progress is shown; lines begin with the host's name where several hosts write.
+
+        :param first_after: seconds before the first plain line.
+        """
+        several = len(task_vars.get("ansible_play_hosts") or []) > 1
+        host = str(task_vars.get("inventory_hostname")) if several else ""
+        rewrite = self.rewrite if can_rewrite(task_vars) else None
+        self._columns = int(task_vars.get("controller_columns") or 0)
+        return Line(self.say, rewrite, host, first_after)
 
     def say(self, text: str, **options: Any) -> None:
         """Show lines to the person."""
         Display().display(printable(text), **options)
 
     def rewrite(self, text: str) -> None:
-        """Show a line in place of the one before it; on a real terminal only."""
-        Display().display(f"\r{printable(text)}\x1b[K", newline=False, screen_only=True)
+        """Show a line in place of the one before it; on a real terminal only.
+
+        What is wider than the terminal is cut: a line that wraps can't be taken back.
+        """
+        shown = fitting(printable(text), self._columns - 1) if self._columns else printable(text)
+        Display().display(f"\r{shown}\x1b[K", newline=False, screen_only=True)
 
     def warn(self, text: str) -> None:
         """Show a warning to the person."""

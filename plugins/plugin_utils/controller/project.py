@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from remote_train import request
+from remote_train import request, tree
+from remote_train.digest_cache import DigestCache
+from remote_train.errors import TrainError
 from remote_train.hashing import digest_files
+from remote_train.offer import Offer
 from remote_train.project_files import ProjectFile, list_files
+from remote_train.project_sources import examine
 
 from .action import PROJECT
+from .progress import Meter
 
 ENGINE_PARTS = {
     "training": os.path.join(PROJECT, "training"),
@@ -19,23 +27,60 @@ ENGINE_PARTS = {
 """The packages of the engine folder, by their names there."""
 
 
-def project_files(
-    project_src: str, whitelist: str, exclude: str | Sequence[str]
-) -> list[ProjectFile]:
-    """The files that belong to the training project.
+class Choice(NamedTuple):
+    """Which files belong to the training project, as the settings say it.
 
     :param exclude: patterns, or text with commas between them, as ``-e`` gives it.
+    :param cache: whether a file may be known by its inode, size and times.
     """
-    patterns = request.typed("sync_exclude", exclude, "list")
-    return list_files(project_src, whitelist or None, patterns)
+
+    whitelist: str = ""
+    exclude: str | Sequence[str] = ()
+    follow_links: bool | str = False
+    cache: bool = False
+
+    def files(self, project_src: str, tracked_apart: str | None = None) -> list[ProjectFile]:
+        """The files of the project in this folder; the errors are those of ``list_files``."""
+        patterns = request.typed("sync_exclude", self.exclude, "list")
+        follow = request.boolean("sync_follow_links", self.follow_links)
+        return list_files(project_src, self.whitelist or None, patterns, follow, tracked_apart)
 
 
-def project_digests(
-    project_src: str, whitelist: str, exclude: str | Sequence[str]
-) -> dict[str, str]:
-    """The SHA-256 of each of :func:`project_files`, by its name."""
-    files = project_files(project_src, whitelist, exclude)
-    return _digests({file.name: os.path.join(project_src, file.name) for file in files})
+def offer_of(
+    project_src: str, files: Sequence[ProjectFile], cache: bool, meter: Meter | None = None
+) -> Offer:
+    """What the host is offered: the digest of each file, and which are executable.
+
+    :param cache: whether a file may be known by its inode, size and times.
+    :param meter: is told of the bytes of each file.
+    :raises TrainError: for a file that can't be read, and for names that can't lie side by side.
+    """
+    known = _cache_of(project_src) if cache else None
+    runs = {file.name: file.executable for file in files}
+    found = []
+    for finding in examine(project_src, files, known):
+        if finding.kind != "different":
+            raise TrainError(
+                f"{tree.obstacle(finding)[1]} any more, in the training project.",
+                "Run it again when nothing writes there.",
+                "data",
+            )
+        found.append((finding.name, finding.digest, runs[finding.name]))
+        if meter:
+            meter.add(finding.size)
+    if known:
+        known.save()
+    return Offer(found)
+
+
+def _cache_of(project_src: str) -> DigestCache:
+    """Where the digests of this project's files are remembered: in this user's own cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(base, "remote-train", "digests")
+    with contextlib.suppress(OSError):  # without it, nothing is remembered
+        os.makedirs(folder, 0o700, exist_ok=True)
+    name = hashlib.sha256(os.fsencode(os.path.realpath(project_src))).hexdigest()[:32]
+    return DigestCache(os.path.join(folder, name), project_src)
 
 
 def engine_files() -> dict[str, str]:

@@ -1,0 +1,74 @@
+"""A connection that may break, and is made again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+
+from .action import GaveUpError
+
+
+class Link:
+    """Commands over a connection, tried again with growing pauses when it breaks.
+
+    :param run: runs one shell command and returns its standard output, or raises
+        AnsibleConnectionFailure.
+    :param reset: drops the connection, so that the next command makes a new one.
+    :param patience: seconds for which a broken connection is tried again.
+    :param say: shows a line to the person.
+    :param stays: the half of a sentence that says what a break doesn't undo.
+    :param again: what the same command does, when the host is back.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[str], str],
+        reset: Callable[[], None],
+        patience: float,
+        say: Callable[[str], None],
+        stays: str = "the training goes on there",
+        again: str = "it attaches",
+    ) -> None:
+        self._run = run
+        self._reset = reset
+        self._patience = patience
+        self._say = say
+        self._stays = stays
+        self._again = again
+        self.cuts: list[dict[str, float]] = []
+
+    def __call__(self, attempt: Callable[[], Any]) -> Any:
+        """``attempt()``, again and again while the connection is broken."""
+        broken_since = 0.0
+        pause = 1.0
+        while True:
+            try:
+                answer = attempt()
+            except AnsibleConnectionFailure as error:
+                now = time.monotonic()
+                if not broken_since:
+                    broken_since = now
+                    self._say(f"  The connection broke; {self._stays}. Reconnecting.")
+                if now - broken_since > self._patience:
+                    raise GaveUpError(
+                        f"The host could not be reached again in {self._patience:.0f} s.",
+                        f"{self._stays.capitalize()}: give the same command again when the host "
+                        f"can be reached, and {self._again}.",
+                        "infra",
+                    ) from error
+                time.sleep(pause)
+                pause = min(pause * 1.6, 30.0)
+                self._reset()
+                continue
+            if broken_since:
+                away = time.monotonic() - broken_since
+                self.cuts.append({"seconds": round(away, 1)})
+                self._say(f"  Connected again after {away:.0f} s.")
+            return answer
+
+    def command(self, line: str) -> str:
+        """Run one shell command, over cuts."""
+        return str(self(lambda: self._run(line)))
