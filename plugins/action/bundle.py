@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import shlex
-import struct
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ from remote_train import bundle, signature
 from remote_train.atomic import write_bytes
 from remote_train.errors import TrainError
 from remote_train.file_names import first_of, shown
-from remote_train.hashing import file_digest, new_hash
+from remote_train.hashing import digest_of, file_digest
 from remote_train.manifest import write_manifest
 from remote_train.problems import RefusedError
 from remote_train.project_files import ProjectFile
@@ -93,7 +91,9 @@ class ActionModule(TrainAction):
         """Put into place what differs, the signature as well; the result."""
         listing = write_manifest(built.digests)
         vouching = f"{built.sha256}  {os.path.basename(paths[0])}\n".encode()
-        wanted = dict(zip(paths, (built.sha256, _digest(vouching), _digest(listing)), strict=True))
+        wanted = dict(
+            zip(paths, (built.sha256, digest_of(vouching), digest_of(listing)), strict=True)
+        )
         differ = [path for path, digest in wanted.items() if _digest_at(path) != digest]
         before = _text(paths[2])
         made = self._signature(listing, signed)
@@ -137,7 +137,8 @@ class ActionModule(TrainAction):
         try:
             with open(path, "rb") as stream:
                 old = stream.read(signature.MAX_SIGNATURE + 1)
-            signature.check(listing, old, _only(made), os.path.basename(path))
+            own = signature.allowed_by(made, "bundle")
+            signature.check(listing, old, own, os.path.basename(path))
         except (OSError, RefusedError):
             return made
         return b""  # some kinds of keys never sign twice alike
@@ -157,12 +158,6 @@ class ActionModule(TrainAction):
         yield f"  the files, where they lie or are unpacked, by: sha256sum -c {manifest}"
 
 
-def _digest(content: bytes) -> str:
-    state = new_hash("sha256")
-    state.update(content)
-    return state.hexdigest()
-
-
 def _digest_at(path: str) -> str:
     """The digest of a regular file; empty where there is none."""
     return file_digest(path) if os.path.isfile(path) and not os.path.islink(path) else ""
@@ -175,20 +170,3 @@ def _text(path: str) -> str:
             return stream.read().decode("utf-8", "backslashreplace")
     except OSError:
         return ""
-
-
-def _only(armored: bytes) -> str:
-    """Allowed signers with one line: the key that this signature was made with.
-
-    The key is the first field of a signature (OpenSSH's PROTOCOL.sshsig).
-    """
-    content = base64.b64decode(b"".join(armored.split(b"\n")[1:-2]))
-    start = len("SSHSIG") + 4  # and the version
-    key = _field(content, start)
-    kind = _field(key, 0).decode("ascii")
-    return f"bundle {kind} {base64.b64encode(key).decode('ascii')}\n"
-
-
-def _field(content: bytes, start: int) -> bytes:
-    (length,) = struct.unpack_from(">I", content, start)
-    return content[start + 4 : start + 4 + length]

@@ -22,8 +22,9 @@ from controller.action import (
     warnings_of,
 )
 from controller.progress import SHOWN_AFTER, Meter, size, waiting
+from controller.scratch import scratch
 from controller.upload import Upload
-from remote_train import bundle, bundle_archive, offer, plan, runs
+from remote_train import bundle, bundle_archive, offer, plan, runs, signature
 from remote_train.errors import TrainError
 from remote_train.hashing import file_digest
 from remote_train.offer import Offer
@@ -57,6 +58,13 @@ class ActionModule(TrainAction):
             )
         except GaveUpError as error:
             return failed(error)
+        except OSError as error:
+            raise TrainError(
+                f"The training project can't be packed in {tempfile.gettempdir()}:"
+                f" {error.strerror or error}.",
+                "Make room there, or name another folder in the environment as TMPDIR.",
+                "infra",
+            ) from error
 
     def _sync(self, task_vars: Result) -> Result:
         self._vars = task_vars
@@ -67,18 +75,19 @@ class ActionModule(TrainAction):
             result["diff"] = [{"prepared": _shown(made)}]
         self._line = self.line_for(task_vars, SHOWN_AFTER)
         if not made["sends"]:
-            self._line.keep("  nothing to send: all of it is there already")
+            self._line.keep(f"  {_nothing(made)}")
         if self.check or not made["sends"]:
             return result
+        self._patience = float(request["reconnect_timeout"])
         self._link = link.Link(
             lambda _line: "",
             self._connection.reset,
-            float(request["reconnect_timeout"]),
+            self._patience,
             self._line.keep,
             "what was sent stays there",
             "it goes on from there",
         )
-        with tempfile.TemporaryDirectory(prefix="remote-train-") as folder:
+        with scratch() as folder:
             if made["git"] and made["git"]["changes"]:
                 result["sent"]["git"] = self._pull(made["git"])
             if any(made["sync"].values()):
@@ -93,12 +102,14 @@ class ActionModule(TrainAction):
         """Let the host bring the project to its commit by itself."""
         arguments = {
             "root": self._root,
-            "url": git["url"],
+            "url": source.with_login(git["url"], self.setting("sync_git_url", self._vars)),
             "ref": git["ref"],
             "allow_dirty": self._settings["git"]["allow_dirty"],
+            "allowed_signers": source.allowed_signers(self._settings),
         }
         with waiting(self._line, f"the host pulls {git['ref'] or 'its branch'}"):
-            pulled = self.call("pull", arguments, self._vars)
+            # One that was cut is taken up by the next.
+            pulled = self._link(lambda: self.call("pull", arguments, self._vars))
         for warning in warnings_of(pulled):
             self.warn(warning)
         for line in pulled["lines"]:
@@ -113,48 +124,57 @@ class ActionModule(TrainAction):
             "state_dir": os.path.join(self._root, made["state"]),
             "keep": sync["keep"],
             "cache": sync["cache"],
-            "signature": made["offer"]["signature"],
             "allowed_signers": source.allowed_signers(sync),
         }
         if sync["bundle"]:
             path = os.path.abspath(os.path.expanduser(sync["bundle"]))
-            label = os.path.basename(path)
-            return self._deliver(self._with_its_own(path), file_digest(path), terms, label)
+            if file_digest(path) != made["offer"]["archive"]:
+                raise _changed(f"The bundle {path}")
+            beside = [name for name in bundle_archive.beside(path) if os.path.isfile(name)]
+            return self._deliver([path, *beside], made["offer"]["archive"], terms, made)
         if made["offer"]["part"] and sync["mode"] != "bundle":
             part = offer.unpack(made["offer"]["part"])
             place = source.folder_of(sync)
             files = source.files_in(place, part)
             terms["offer_sha256"] = made["offer"]["sha256"]
-            return self._delta(place, files, part, folder, terms)
+            return self._delta(place, files, part, folder, terms, made)
         with source.opened(sync, data_base, self._line) as found:
             if found is None or found.offer.sha256 != made["offer"]["sha256"]:
-                raise TrainError(
-                    "The training project changed after the plan was made.",
-                    "Run it again when nothing writes there.",
-                    "data",
-                )
+                raise _changed("The training project")
+            if terms["allowed_signers"] is not None:
+                if not sync["signing_key"]:  # git's own commits are signed, what goes beside isn't
+                    raise source.unsigned()
+                signed = signature.sign(found.offer.raw, sync["signing_key"])
+                # As the host will do it again; but here it is known before anything is sent.
+                signature.check(found.offer.raw, signed, terms["allowed_signers"], found.label)
+                terms["signature"] = signed.decode("ascii")
             if sync["mode"] == "bundle":
                 meter = self._packing(found.label, found.files)
                 # A folder's name may hold what an archive's may not.
                 built = bundle.build(found.folder, found.files, folder, "project", meter.add)
-                return self._deliver([built.paths[0]], built.sha256, terms, found.label)
+                return self._deliver([built.paths[0]], built.sha256, terms, made)
             chosen = {found.offer.names[place] for place in made["offer"]["places"]}
             files = [file for file in found.files if file.name in chosen]
             if made["offer"]["kept"]:
                 terms["offer_sha256"] = found.offer.sha256
             else:
                 terms["offer"] = found.offer.packed()
-            return self._delta(found.folder, files, found.offer, folder, terms)
+            return self._delta(found.folder, files, found.offer, folder, terms, made)
 
     def _delta(
-        self, place: str, files: list[ProjectFile], digests: Offer, folder: str, terms: Result
+        self,
+        place: str,
+        files: list[ProjectFile],
+        digests: Offer,
+        folder: str,
+        terms: Result,
+        made: Result,
     ) -> Result:
         """Send these files alone."""
         path = os.path.join(folder, "project.delta")
-        label = os.path.basename(place)
-        meter = self._packing(label, files)
+        meter = self._packing(made["offer"]["label"], files)
         sha256 = bundle.build_delta(place, files, digests, path, meter.add)
-        return self._deliver([path], sha256, terms, label)
+        return self._deliver([path], sha256, terms, made)
 
     def _engine(self, folder: str) -> Result:
         """Send this project's own code, all of it."""
@@ -165,53 +185,93 @@ class ActionModule(TrainAction):
             "state_dir": os.path.join(self._root, plan.ENGINE, ".state"),
             "keep": 0,
         }
-        return self._deliver([built.paths[0]], built.sha256, terms, "engine")
-
-    def _with_its_own(self, path: str) -> list[str]:
-        """A bundle that was given, and the files beside it that speak of it."""
-        return [path, *(name for name in bundle_archive.beside(path) if os.path.isfile(name))]
+        asked = {"offer": {"label": "engine", "bytes": built.bytes}, "sync": {}}
+        return self._deliver([built.paths[0]], built.sha256, terms, asked)
 
     def _packing(self, label: str, files: list[ProjectFile]) -> Meter:
         return Meter(self._line, f"packing {label}:", sum(file.size for file in files))
 
     # -- how it is sent -------------------------------------------------------------------------
 
-    def _deliver(self, paths: list[str], sha256: str, terms: Result, label: str) -> Result:
+    def _deliver(self, paths: list[str], sha256: str, terms: Result, made: Result) -> Result:
         """Bring an archive, and what speaks of it, to the host, and apply it there.
 
-        :param label: what it is called, for a person and in the list of versions.
+        :param made: what the plan says of it.
         """
-        archive = paths[0]
+        archive, label = paths[0], made["offer"]["label"]
         length = os.path.getsize(archive)
         meter = Meter(self._line, f"sending {label}:", length)
         terms = {**terms, "sha256": sha256, "label": label, "project_root": self._root}
-        folder = sha256[:32]
-        sent = length > INLINE or len(paths) > 1
-        if sent:
-            upload = Upload(self._on_host, self._link, os.path.join(self._root, INCOMING))
-            terms["src"] = upload.send(archive, folder, meter)
-            for path in paths[1:]:
-                upload.place(path, folder)
-        else:
+        doing = f"the host verifies and applies {label}, {size(length)}"
+        if length <= INLINE and len(paths) == 1:
             with open(archive, "rb") as stream:
                 terms["content"] = base64.b64encode(stream.read()).decode("ascii")
+            with waiting(self._line, doing):
+                applied = self._applied(terms, made["sync"])
+        else:
+            applied = self._uploaded(paths, terms, made, meter, doing)
         rate = f" at {meter.rate}" if meter.seconds >= SHOWN_AFTER else ""
-        try:
-            with waiting(self._line, f"the host verifies and applies {label}, {size(length)}"):
-                applied = self._link(lambda: self.call("apply_bundle", terms, self._vars))
-        finally:
-            if sent:
-                self._forget(os.path.join(self._root, INCOMING, folder))
+        before = f", {meter.skipped:,} were there already" if meter.skipped else ""
         for warning in warnings_of(applied):
             self.warn(warning)
         keys = ("added", "replaced", "removed", "kept")
         counts = ", ".join(f"{len(applied[key])} {key}" for key in keys if applied[key])
         signer = f", signed by {applied['signer']}" if applied["signer"] else ""
         self._line.keep(
-            f"  {label}: {length:,} bytes sent{rate}, verified{signer} and applied"
-            f" ({counts or 'same'})"
+            f"  {label}: {length - meter.skipped:,} bytes sent{rate}{before},"
+            f" verified{signer} and applied ({counts or 'same'})"
         )
         return {key: applied[key] for key in (*keys, "unchanged", "bytes", "sha256", "signer")}
+
+    def _uploaded(
+        self, paths: list[str], terms: Result, made: Result, meter: Meter, doing: str
+    ) -> Result:
+        """Send an archive in parts, and what lies beside it; let the host apply it.
+
+        What was sent stays on the host where it can be of use to the same command given again.
+        """
+        incoming = os.path.join(self._root, INCOMING)
+        folder = terms["sha256"][:32]
+        upload = Upload(self._on_host, self._link, incoming)
+        again = True
+        while True:
+            terms["src"] = upload.send(paths[0], folder, meter, made["offer"]["bytes"])
+            for path in paths[1:]:
+                upload.place(path, folder)
+            try:
+                with waiting(self._line, doing):
+                    applied = self._applied(terms, made["sync"])
+                break
+            except TrainError as error:
+                # Another sync of the same files has ended, and has taken them away with it.
+                if again and upload.missing(paths[0], folder):
+                    again = False
+                    continue
+                if error.category == "integrity":  # sending it again wouldn't help
+                    self._forget(os.path.join(incoming, folder))
+                raise
+        self._forget(os.path.join(incoming, folder))
+        return applied
+
+    def _applied(self, terms: Result, planned: dict[str, list[str]]) -> Result:
+        """Let the host apply it, over cuts; what that changed.
+
+        One that is cut off goes on there by itself: the next one waits for it, and finds nothing
+        left to do. What it did is then what was planned.
+        """
+        tries = 0
+
+        def once() -> Result:
+            nonlocal tries
+            tries += 1
+            patience = self._patience if tries > 1 else 0
+            return self.call("apply_bundle", {**terms, "wait": patience}, self._vars)
+
+        applied: Result = self._link(once)
+        if tries > 1 and not applied["changed"] and planned:
+            changed = planned["change"] + planned["mode"]
+            applied.update(added=planned["add"], replaced=changed, removed=planned["remove"])
+        return applied
 
     def _on_host(self, words: list[str], stdin: bytes) -> str:
         return self.shell(words, stdin, os.path.join(self._root, INCOMING))
@@ -222,6 +282,21 @@ class ActionModule(TrainAction):
             self.shell(["rm", "-r", "-f", "--", folder])
         except (AnsibleConnectionFailure, TrainError) as error:
             self.warn(f"{folder} is left on the host: {error}")
+
+
+def _nothing(made: Result) -> str:
+    """Why there is nothing to send."""
+    if made["offer"] is None and made["git"] is None:
+        return "no project is synced: there is no project_src, or it is project_root itself"
+    return "nothing to send: all of it is there already"
+
+
+def _changed(what: str) -> TrainError:
+    return TrainError(
+        f"{what} changed after the plan was made.",
+        "Run it again when nothing writes there.",
+        "data",
+    )
 
 
 def _shown(made: Result) -> str:

@@ -14,7 +14,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 from controller import project, source
 from controller.action import Result, TrainAction
 from controller.progress import SHOWN_AFTER, waiting
-from remote_train import chats, fingerprint, git_tree, pythons, request, runs, signature
+from remote_train import chats, fingerprint, git_tree, pythons, request, runs
 from remote_train.errors import TrainError
 from remote_train.file_names import first_of, shown
 from remote_train.offer import Offer
@@ -34,7 +34,9 @@ class ActionModule(TrainAction):
         if brings:
             source.allowed_signers(sync)  # what is missing there is said before anything is read
         with source.opened(sync, wanted["data_base"], line) if brings else _nothing() as found:
-            git = source.pulled_from(sync) if brings and sync["mode"] == "git" else None
+            git = None
+            if brings and sync["mode"] == "git":
+                git = source.pulled_from(sync, self.setting("sync_git_url", task_vars))
             on_host = self._check_data(wanted, found, git) if check_data else []
             requirements = self._requirements(wanted)
             state = git_tree.UNTRACKED if git else runs.SYNC
@@ -61,6 +63,8 @@ class ActionModule(TrainAction):
                     "Don't trust this host.",
                     "integrity",
                 )
+            if made["sync"] is not None:
+                _require_places(made["sync"], len(found.offer) if found else 0)
             result = self._result(wanted, made, found, on_host)
             return {**result, "state": state, "requirements": requirements}
 
@@ -138,6 +142,11 @@ class ActionModule(TrainAction):
         sends = bool(differs or made["engine_changed"] or (git and git["changes"]))
         due = _due(wanted, made, sends)
         here = source.not_pulled(wanted["sync"], git["after"]) if git else []
+        if made["is_clone"] and differs and not git:
+            here.append(
+                f"{wanted['project_root']} is a clone of git's, which then has changes:"
+                " code_sync_mode=git brings it what it tracks."
+            )
         if places["kept"]:
             here.append(
                 "Stays on the host, since it was changed there, though the project no longer has"
@@ -172,23 +181,24 @@ class ActionModule(TrainAction):
     def _offered(
         self, sync: Result, found: source.Source | None, made: Result, sends: bool
     ) -> Result | None:
-        """What code_sync needs to know of the offer; signed where there is a key for it."""
+        """What code_sync needs to know of the offer."""
         if found is None:
             return None
-        signed = None
-        if sends and not found.bundle and source.allowed_signers(sync) is not None:
-            signed = signature.sign(found.offer.raw, sync["signing_key"]).decode("ascii")
         places = made["sync"]["add"] + made["sync"]["change"]
         names = [found.offer.names[place] for place in places]
         part = ""
-        # So few of so many that it is worth not looking at all of them again.
-        if sends and made["offer_kept"] and len(names) <= FEW and not sync["follow_links"]:
+        # So few of so many that it is worth not looking at all of them again, as signing would.
+        few = len(names) <= FEW and made["offer_kept"]
+        if few and sends and not (sync["follow_links"] or sync["signing_key"]):
             runs_there = found.offer.executable
             part = Offer((name, found.offer[name], name in runs_there) for name in names).packed()
+        sizes = {file.name: file.size for file in found.files}
         return {
             "sha256": found.offer.sha256,
             "kept": made["offer_kept"],
-            "signature": signed,
+            "label": found.label,
+            "archive": found.sha256,
+            "bytes": sum(sizes[name] for name in names),
             "places": [] if part else places,
             "part": part,
         }
@@ -199,6 +209,17 @@ FEW = 1000
 
 _BY_PLACE = ("add", "change", "mode")
 """What the host says of files by their places in the offer."""
+
+
+def _require_places(sync: Any, count: int) -> None:
+    """:raises TrainError: where the host says what it can't have been asked for."""
+    places = [place for key in _BY_PLACE for place in sync[key]]
+    if any(type(place) is not int or not 0 <= place < count for place in places):
+        raise TrainError(
+            "The host speaks of files that it was not offered.",
+            "Don't trust this host.",
+            "integrity",
+        )
 
 
 def _lies_in(folder: str, name: str) -> bool:

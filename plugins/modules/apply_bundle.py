@@ -59,6 +59,11 @@ options:
       - Take a file on the host that has the inode, size and times of the last look for unchanged.
     type: bool
     default: false
+  wait:
+    description:
+      - Seconds for which another sync that is at work is waited for.
+    type: float
+    default: 0
   root:
     description:
       - The folder that the bundle's names start from. It is made when it is missing.
@@ -212,7 +217,7 @@ def delivered(params: dict[str, Any]) -> Delivery:
         offered = offer.unpack(packed)
     elif params["offer_sha256"] is not None:
         offered = offer.kept(params["state_dir"], params["offer_sha256"])
-    return Delivery(content, offered, params["cache"], params["label"])
+    return Delivery(content, offered, params["cache"], params["label"], params["wait"])
 
 
 def main() -> None:
@@ -231,10 +236,12 @@ def main() -> None:
             "signature": {"type": "str"},
             "allowed_signers": {"type": "str"},
             "cache": {"type": "bool", "default": False},
+            "wait": {"type": "float", "default": 0},
         },
         mutually_exclusive=[("src", "content"), ("offer", "offer_sha256")],
         required_one_of=[("src", "content")],
         supports_check_mode=True,
+        no_log=True,  # the host's log is no place for the project's bytes
     )
     params = module.params
     expected = params["sha256"]

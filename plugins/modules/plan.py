@@ -51,7 +51,7 @@ options:
     type: bool
     default: false
   git:
-    description: What the host pulls by itself, with C(url), C(ref) and C(allow_dirty). Null where it doesn't.
+    description: What the host pulls by itself, with C(url), C(ref), C(allow_dirty) and C(allowed_signers). Null where it doesn't.
     type: dict
   engine:
     description: The files of the engine folder that sync would bring, SHA-256 by path.
@@ -116,9 +116,13 @@ sync:
   returned: success
 git:
   description:
-    - What a pull would do, C(changes), C(before), C(after) (commits) and C(lines) for a person, with C(url) and C(ref) as they were given.
+    - What a pull would do, C(changes), C(before), C(after) (commits) and C(lines) for a person, with C(url), without what is secret in it, and C(ref).
     - Null where the host doesn't pull.
   type: dict
+  returned: success
+is_clone:
+  description: Whether the project on the host is a clone of git's.
+  type: bool
   returned: success
 offer_kept:
   description: Whether the host has kept the offer, so that it need not be sent again.
@@ -135,9 +139,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.remote_train import git_tree, offer, plan, recovery, target_change
+from ansible.module_utils.remote_train import (
+    git_tree,
+    git_url,
+    offer,
+    plan,
+    recovery,
+    target_change,
+)
 from ansible.module_utils.remote_train.digest_cache import DigestCache
 from ansible.module_utils.remote_train.errors import TrainError
+from ansible.module_utils.remote_train.problems import RefusedError
 
 
 def pull_of(
@@ -146,12 +158,19 @@ def pull_of(
     """What a pull would do; stages that it may change are marked. None where nothing is pulled."""
     if wanted is None:
         return None
-    done = git_tree.pull(root, wanted["url"], wanted["ref"], wanted["allow_dirty"], check=True)
+    done = git_tree.pull(
+        root,
+        wanted["url"],
+        wanted["ref"],
+        wanted["allow_dirty"],
+        check=True,
+        allowed_signers=wanted.get("allowed_signers"),
+    )
     if done.changed:
         changed = None if done.files is None else {name for _sign, name in done.files}
         plan.unsure(stages, request, changed, f"git brings {done.after[:12]}")
     return {
-        "url": wanted["url"],
+        "url": git_url.without_login(wanted["url"]),
         "ref": wanted["ref"],
         "changes": done.changed,
         "before": done.before,
@@ -177,6 +196,9 @@ def main() -> None:
         no_log=True,  # a password may stand in the URL of git, and the host's log would hold it
     )
     given = module.params
+    # Ansible sends a module's arguments back with its result, which -vvv shows: a password may
+    # stand in this one's URL.
+    git = given.pop("git")
     root = given["request"]["project_root"]
     engine = os.path.join(root, plan.ENGINE)
     state = os.path.join(root, given["state"])
@@ -200,7 +222,7 @@ def main() -> None:
             given["python"],
             offered,
         )
-        made["git"] = pull_of(root, given["git"], made["stages"], given["request"])
+        made["git"] = pull_of(root, git, made["stages"], given["request"])
         made["work"] = plan.work_of(made["stages"])
         made["sync"], made["offer_kept"] = None, False
         if offered is not None:
@@ -211,7 +233,16 @@ def main() -> None:
                 if cache:
                     cache.save()
                 made["offer_kept"] = plan.sends(sync) and offer.keep(state, offered, packed)
+        made["is_clone"] = os.path.lexists(os.path.join(root, ".git"))
         made["engine_changed"] = plan.engine_differs(root, given["engine"])
+    except RefusedError as error:
+        module.fail_json(
+            msg=error.message,
+            hint=error.hint,
+            category=error.category,
+            problems=[problem._asdict() for problem in error.problems.items],
+            problem_count=error.problems.count,
+        )
     except TrainError as error:
         module.fail_json(msg=error.message, hint=error.hint, category=error.category)
     module.exit_json(changed=changed, interrupted=interrupted, **made)

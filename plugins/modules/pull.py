@@ -38,6 +38,13 @@ options:
       - Go on although tracked files were changed on the host, where git can keep the changes.
     type: bool
     default: false
+  allowed_signers:
+    description:
+      - The text of an allowed-signers file. Where it is given, the commit, or the tag that is
+        pinned, has to be signed by one of them, with a key of ssh, under the namespace C(git).
+      - It is checked before anything is checked out, and takes git 2.34. Submodules are of the
+        commits that it names, and their own signatures are not looked at.
+    type: str
 attributes:
   check_mode:
     description:
@@ -128,6 +135,7 @@ def main() -> None:
             "url": {"type": "str", "required": True, "no_log": False},
             "ref": {"type": "str", "default": ""},
             "allow_dirty": {"type": "bool", "default": False},
+            "allowed_signers": {"type": "str"},
         },
         supports_check_mode=True,
         no_log=True,  # a password may stand in the URL, and the host's log would hold it
@@ -148,6 +156,7 @@ def main() -> None:
             given["ref"],
             given["allow_dirty"],
             check=module.check_mode,
+            allowed_signers=given["allowed_signers"],
         )
     except TrainError as error:
         module.fail_json(msg=error.message, hint=error.hint, category=error.category)

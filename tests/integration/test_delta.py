@@ -466,6 +466,29 @@ def test_a_project_that_changes_after_the_plan_is_refused(
     assert (project(site.root), modes(site.root)) == (project(site.src), modes(site.src))
 
 
+def test_a_bundle_that_is_another_one_after_the_plan_is_refused(
+    clone: Callable[..., Site],
+) -> None:
+    """What was looked at is what is applied, though the new one is as sound."""
+    site = clone()
+    archives = [site.folder / "first.tar.gz", site.folder / "second.tar.gz"]
+    for archive in archives:
+        content = archive.name.encode()
+        folder = site.folder / archive.name.partition(".")[0]
+        shutil.copytree(site.src, folder)
+        (folder / "README.md").write_bytes(content)
+        script = f"find . -type f ! -name {MODERN} -exec sha256sum {{}} + > {MODERN}"
+        subprocess.run(["sh", "-c", script], cwd=folder, check=True)
+        subprocess.run(["tar", "-czf", archive, "."], cwd=folder, check=True)
+    between_them = f"mv '{archives[1]}' '{archives[0]}'"
+    (site.folder / "between.sh").write_text(between_them, encoding="utf-8")
+    before = project(site.root)
+    outcome = site.run("-e", f"bundle={archives[0]}", playbook=between(site))
+    assert outcome.status == 2, outcome.output
+    assert "changed after the plan was made" in outcome.failures[0]
+    assert project(site.root) == before
+
+
 def test_a_running_training_is_followed_first(clone: Callable[..., Site]) -> None:
     """Its files don't change under it."""
     site = clone()

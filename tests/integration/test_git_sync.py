@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.server
 import os
 import shutil
@@ -18,6 +19,7 @@ from remote_train.errors import TrainError
 from tests.integration.conftest import GpuHost
 from tests.integration.sites import Outcome, Site
 from tests.unit.git_host import Origin, Place, contents, git, write
+from tests.unit.signers import line, make_key
 
 pytestmark = pytest.mark.ssh
 
@@ -188,8 +190,8 @@ class Asking(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture
-def web(origin: OverSsh) -> Iterator[str]:
+@contextlib.contextmanager
+def serving(origin: Origin) -> Iterator[str]:
     origin.git("update-server-info")
     folder = str(origin.folder)
     with http.server.ThreadingHTTPServer(
@@ -198,6 +200,12 @@ def web(origin: OverSsh) -> Iterator[str]:
         threading.Thread(target=served.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{served.server_port}/.git"
         served.shutdown()
+
+
+@pytest.fixture
+def web(origin: OverSsh) -> Iterator[str]:
+    with serving(origin) as place:
+        yield place
 
 
 def test_a_password_is_used_and_left_nowhere(place: Place, web: str, tmp_path: Path) -> None:
@@ -286,6 +294,49 @@ def test_a_url_and_a_commit_by_settings(cloned: tuple[Site, Origin]) -> None:
     assert done.status == 0, done.output
     assert git(site.root, "rev-parse", "HEAD") == pinned
     assert git(site.root, "rev-parse", "--abbrev-ref", "HEAD") == "HEAD"
+
+
+@pytest.mark.parametrize("playbook", ["playbooks/sync.yml", "train_all.yml"])
+def test_no_output_holds_the_token(cloned: tuple[Site, Origin], playbook: str) -> None:
+    """Not with -vvv either, nor any file at home or on the host."""
+    site, origin = cloned
+    with serving(origin) as place:
+        given = ("-vvv", "-e", f"sync_git_url=http://someone:hunter%202@{place}")
+        looked = run(site, *given, "--check", "--diff", playbook=playbook)
+        done = run(site, *given, playbook=playbook)
+        origin.commit({"README.md": "newer\n"})
+        origin.git("update-server-info")
+        again = run(site, *given, playbook=playbook)
+        wrong = run(site, "-vvv", "-e", f"sync_git_url=http://someone:hunter3@{place}")
+    for outcome in (looked, done, again):
+        assert outcome.status == 0, outcome.output
+    assert git(site.root, "rev-parse", "HEAD") == origin.head
+    assert wrong.status != 0
+    for outcome in (looked, done, again, wrong):
+        assert [text for text in outcome.output.splitlines() if "hunter" in text] == []
+        assert place in outcome.output
+    for path in (*site.root.rglob("*"), *site.home.rglob("*")):
+        if path.is_file():
+            assert b"hunter" not in path.read_bytes(), path
+
+
+def test_only_what_is_signed(cloned: tuple[Site, Origin], tmp_path: Path) -> None:
+    site, origin = cloned
+    key = make_key(tmp_path / "keys")
+    allowed = tmp_path / "allowed"
+    allowed.write_text(line(key, options='namespaces="git,remote-train"'))
+    terms = ("-e", f"sync_signing_key={key}", "-e", f"sync_allowed_signers={allowed}")
+    refused = run(site, *terms)
+    assert refused.status != 0
+    assert "is not signed" in refused.output
+    assert not (site.root / "README.md").exists()
+    words = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={key}")
+    origin.git(*words, "commit", "-q", "--amend", "--no-edit", "-S")
+    done = run(site, *terms)
+    assert done.status == 0, done.output
+    assert git(site.root, "rev-parse", "HEAD") == origin.head
+    assert (site.root / UNTRACKED).exists()
+    assert changed(run(site, *terms)) == 0
 
 
 def test_a_dirty_tree_ends_the_run(cloned: tuple[Site, Origin]) -> None:

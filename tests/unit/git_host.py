@@ -4,7 +4,10 @@ import os
 import subprocess
 from pathlib import Path
 
-from remote_train import git_tree
+from remote_train import git_look, git_tree
+from remote_train.git_program import Git
+from remote_train.git_ref import parse_ref
+from remote_train.git_url import parse
 
 IDENTITY = (
     *("-c", "user.name=t"),
@@ -114,7 +117,7 @@ class Place:
         return git_tree.pull(str(self.root), options.pop("url", self.origin.url), ref, **options)
 
     def look(self, ref="main"):
-        return git_tree.look(str(self.root), self.origin.url, ref)
+        return git_look.look(Git(str(self.root), parse(self.origin.url)), parse_ref(ref))
 
     def git(self, *words):
         return git(self.root, *words)

@@ -10,6 +10,7 @@ import pytest
 from ansible.errors import AnsibleConnectionFailure
 
 from controller import link
+from controller.action import HostRefusedError, others_of
 from plugins.action import code_sync, collect
 from plugins.action import plan as plan_action
 from remote_train import issues
@@ -27,6 +28,7 @@ MADE: dict[str, Any] = {
     "sync": None,
     "offer_kept": False,
     "git": None,
+    "is_clone": False,
     "engine_changed": False,
     "interrupted": [],
     "changed": False,
@@ -97,6 +99,28 @@ def test_a_plan_is_empty_where_no_step_that_was_asked_for_has_work(
     assert answer["empty"] is (not due)
 
 
+@pytest.mark.parametrize("place", [1, -1, "0", 0.0, None, True])
+def test_a_host_that_speaks_of_files_it_was_not_offered_is_not_believed(tmp_path, place):
+    source = tmp_path / "source"
+    (source / "scripts").mkdir(parents=True)
+    (source / "scripts" / "training_sync_whitelist.txt").write_text("a\n")
+    (source / "a").write_text("1")
+    request = build(project_root="/srv/tutor", project_src=str(source), sync_cache=False)
+    places = {"add": [place], "change": [], "mode": [], "remove": [], "kept": []}
+    with pytest.raises(TrainError, match="not offered") as caught:
+        planned(tmp_path, {"sync": places}, **{**request, "selected": [], "steps": ["collect"]})
+    assert caught.value.category == "integrity"
+
+
+def test_a_project_of_which_nothing_is_left_is_no_success(tmp_path):
+    source = tmp_path / "source"
+    (source / "scripts").mkdir(parents=True)
+    (source / "scripts" / "training_sync_whitelist.txt").write_text("scripts\n")
+    request = build(project_root="/srv/tutor", project_src=str(source), sync_exclude=["*"])
+    with pytest.raises(TrainError, match="No file of the training project"):
+        planned(tmp_path, {}, **request)
+
+
 # A host that is gone
 
 
@@ -157,3 +181,26 @@ def test_where_nothing_was_collected_nothing_is_made(tmp_path):
     assert made.act({}) == {"changed": False}
     assert len(made.said) == 1
     assert not (tmp_path / "home").exists()
+
+
+# A refusal with several reasons
+
+
+def refusing(count: int) -> Any:
+    problems = [{"message": f"reason {number}"} for number in range(min(count, 1000))]
+    error = TrainError("It has problems; the first: reason 0.")
+    return HostRefusedError(error, problems, count)
+
+
+@pytest.mark.parametrize(
+    ("count", "last"),
+    [(1, None), (2, "reason 1"), (10, "reason 9"), (11, "and 1 more"), (5000, "and 4,990 more")],
+)
+def test_the_first_ten_reasons_are_shown(count, last):
+    shown = others_of(refusing(count))
+    assert len(shown) == min(count - 1, 10)
+    assert (shown or [None])[-1] == last
+
+
+def test_an_error_with_one_reason_has_no_others():
+    assert others_of(TrainError("x")) == []

@@ -283,3 +283,11 @@ def test_recovering_takes_no_time_where_there_is_nothing(host, pair):
         assert recover(str(host.root), str(host.state)) is None
     assert time.perf_counter() - began < 0.1
     assert versions.current(str(host.state)).number == 1
+
+
+def test_what_lay_there_before_the_first_sync_is_told_of(host, tmp_path):
+    put(host.root, {"mine": b"m", "same": b"s"})
+    path = make(tmp_path, {"mine": b"theirs", "same": b"s"}).paths[0]
+    first = host.apply(path)
+    assert any("no sync had put it there: mine." in text for text in first.warnings)
+    assert not host.apply(make(tmp_path, {"mine": b"new"}, "two").paths[0]).warnings

@@ -15,6 +15,7 @@ from remote_train.problems import RefusedError
 from tests.unit.bundle_host import Host
 from tests.unit.hostile_bundles import LINE, LISTING, OK, bomb, header, special, tar_bytes
 from tests.unit.small_disk import small_disk
+from tests.unit.spent import peak
 
 MEGABYTE = 1024 * 1024
 GIGABYTE = 1024 * MEGABYTE
@@ -108,14 +109,6 @@ def measured(work):
         used, *said = stream.read().split() or ["0", "nothing"]
     assert os.waitpid(child, 0)[1] == 0
     return said, int(used)
-
-
-def peak():
-    """The most memory that this process had since this was asked last."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    most = int(fields["VmHWM"].split()[0]) * 1024
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): forget the peak
-    return most
 
 
 @pytest.mark.parametrize("name", BOMBS)

@@ -7,9 +7,12 @@ import subprocess
 
 import pytest
 
+from remote_train.bundle_archive import beside
+from remote_train.errors import TrainError
 from remote_train.file_names import to_bytes, to_name
 from remote_train.manifest import LEGACY, MODERN
 from remote_train.problems import RefusedError
+from remote_train.signature import Trust
 from tests.unit.bundle_host import Host, put
 
 PLAIN = {"a": b"1", "sub/b": b"2" * 300, "sub/run.sh": b"#!/bin/sh\n"}
@@ -231,6 +234,85 @@ def test_a_broken_sha256_manifest_does_not_make_way_for_the_legacy_one(tmp_path,
     assert host.files() == {}
 
 
+IN, OUT = "mv list {}", "mv list ../x.{}"
+BOTH = "cp list ../x.{}; mv list {}"
+SHA_256, SHA_1 = "sha256sum a sub/* > list", "sha1sum a sub/* > list"
+OTHER = "sha256sum a > list"
+
+# Where manifests lie, and the one that counts: a SHA-256 one wherever it is, else the legacy one.
+PLACES = {
+    "SHA-256 beside it": ([(SHA_256, OUT, MODERN)], "sha256"),
+    "legacy beside it": ([(SHA_1, OUT, LEGACY)], "sha1"),
+    "legacy in both": ([(SHA_1, BOTH, LEGACY)], "sha1"),
+    "SHA-256 in both": ([(SHA_256, BOTH, MODERN)], "sha256"),
+    "SHA-256 beside, legacy in it": ([(SHA_256, OUT, MODERN), (SHA_1, IN, LEGACY)], "sha256"),
+    "SHA-256 beside, another in it": ([(SHA_256, OUT, MODERN), (OTHER, IN, LEGACY)], "sha256"),
+    "SHA-256 in it, legacy beside": ([(SHA_256, IN, MODERN), (OTHER, OUT, LEGACY)], "sha256"),
+    "both beside": ([(SHA_256, OUT, MODERN), (OTHER, OUT, LEGACY)], "sha256"),
+}
+
+
+def packed_with(tmp_path, manifests):
+    made = "; ".join(f"{write}; {place.replace('{}', name)}" for write, place, name in manifests)
+    shell(f"{made}; {TAR}", lay(tmp_path, PLAIN))
+
+
+@pytest.mark.parametrize(("manifests", "algorithm"), PLACES.values(), ids=PLACES)
+def test_a_sha256_manifest_counts_wherever_it_is(tmp_path, host, manifests, algorithm):
+    packed_with(tmp_path, manifests)
+    assert applied(tmp_path, host, PLAIN).algorithm == algorithm
+
+
+@pytest.mark.parametrize("name", [MODERN, LEGACY])
+def test_two_manifests_of_one_kind_have_to_be_the_same(tmp_path, host, name):
+    packed_with(tmp_path, [(SHA_256, IN, name), (OTHER, OUT, name)])
+    with pytest.raises(RefusedError, match=f"x.{name} beside it is another manifest than"):
+        host.apply(tmp_path / "x.tar.gz")
+    assert host.files() == {}
+
+
+def test_a_legacy_manifest_beside_a_folder_with_a_sha256_one(tmp_path, host):
+    script = f"sha256sum a sub/* > {MODERN}; cp {MODERN} ../x.{LEGACY}; cd ..; tar -czf x.tar.gz"
+    shell(f"{script} source", lay(tmp_path, PLAIN))
+    assert "left out" in " ".join(applied(tmp_path, host, PLAIN).warnings)
+
+
+def test_all_manifests_and_signatures_travel_along(tmp_path):
+    assert {os.path.basename(path) for path in beside(str(tmp_path / "x.tar.gz"))} == {
+        f"x.{MODERN}",
+        f"x.{MODERN}.sig",
+        f"x.{LEGACY}",
+        f"x.{LEGACY}.sig",
+    }
+
+
+ODD_KINDS = {
+    "a folder": lambda path: path.mkdir(),
+    "a FIFO": os.mkfifo,
+    "a link to a FIFO": lambda path: (os.mkfifo(f"{path}.f"), path.symlink_to(f"{path}.f")),
+    "a link to nothing": lambda path: path.symlink_to("nowhere"),
+    "a loop": lambda path: path.symlink_to(path),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", ODD_KINDS.values(), ids=ODD_KINDS)
+@pytest.mark.parametrize("end", ["tar.gz.sha256", MODERN, LEGACY, f"{MODERN}.sig"])
+def test_what_lies_beside_it_and_is_no_file(tmp_path, host, end, make):
+    """One error, at once, and never taken for none."""
+    packed_with(tmp_path, [(SHA_256, IN, MODERN)])
+    make(tmp_path / f"x.{end}")
+    with pytest.raises(TrainError, match=f"x.{end} (is not a regular file|can't be read)"):
+        host.apply(tmp_path / "x.tar.gz", trust=Trust("me@example.com ssh-ed25519 AAAA"))
+    assert host.files() == {}
+
+
+def test_a_link_to_a_digest_is_read(tmp_path, host):
+    packed_with(tmp_path, [(SHA_256, IN, MODERN)])
+    shell("sha256sum x.tar.gz > elsewhere; ln -s elsewhere x.tar.gz.sha256", tmp_path)
+    assert applied(tmp_path, host, PLAIN).warnings == []
+
+
 BESIDE = {
     "another name": "mv x.tar.gz y; sha256sum y > x.tar.gz.sha256; mv y x.tar.gz",
     "a path": "sha256sum $PWD/x.tar.gz > x.tar.gz.sha256",
@@ -247,10 +329,10 @@ BESIDE = {
 }
 
 
-@pytest.mark.parametrize("beside", BESIDE)
-def test_the_digest_beside_it_in_any_form(tmp_path, host, beside):
+@pytest.mark.parametrize("form", BESIDE)
+def test_the_digest_beside_it_in_any_form(tmp_path, host, form):
     shell(f"sha256sum a sub/* > {MODERN}; {TAR}", lay(tmp_path, PLAIN))
-    shell(BESIDE[beside], tmp_path)
+    shell(BESIDE[form], tmp_path)
     assert applied(tmp_path, host, PLAIN).warnings == []
     (tmp_path / "x.tar.gz.sha256").write_text(f"{hashlib.sha256(b'').hexdigest()}  x.tar.gz\n")
     with pytest.raises(RefusedError, match="its SHA-256 is"):

@@ -9,13 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from remote_train import bundle_archive
 from remote_train.errors import TrainError
 from remote_train.manifest import MODERN
 from remote_train.problems import RefusedError
+from remote_train.staging import read_inner
 from tests.unit.bundle_host import Host, no_waiting
 from tests.unit.hostile_bundles import LINE, LISTING, OK, sound, special, tar_bytes
 from tests.unit.hostile_place import Place
 from tests.unit.hostile_rules import RULES, SPELLINGS
+from tests.unit.spent import at_most
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +36,19 @@ def place(tmp_path, host, monkeypatch):
     return Place(host, tmp_path, monkeypatch, check=False)
 
 
+MEMORY = 8 * 1024 * 1024  # bytes; the most that one of these took is 1 MB
+WRITTEN = 64 * 1024  # bytes; the most that one of these wrote is 2 kB
+
+
 def refuse(place, rule):
-    """Lay out a case; the error that it is refused with. Nothing may have changed."""
+    """Lay out a case; the error that it is refused with.
+
+    Nothing may have changed, and no more of memory and disk been taken than so small a bundle
+    takes; what would take more is in test_bombs.py.
+    """
     work = rule.work(place)
     before = place.snapshot()
-    with pytest.raises(TrainError, match=rule.words) as error:
+    with at_most(MEMORY, WRITTEN), pytest.raises(TrainError, match=rule.words) as error:
         work()
     # What somebody changes meanwhile is as they left it, and the rest as it was.
     assert place.snapshot() == (place.meanwhile or before)
@@ -63,6 +74,24 @@ def test_what_is_refused_changes_nothing(place, name, check):
     error = refuse(place, rule)
     assert error.category in {"integrity", "infra", "ops"}
     assert str(error).count("\n") == 0
+
+
+def test_a_rule_that_costs_memory_or_disk_does_not_pass(tmp_path, place, monkeypatch):
+    """The same refusal, after more was taken than there is a reason for."""
+    rule = RULES["no manifest"]
+    for waste, words in (
+        (lambda: bytearray(b"x") * (4 * MEMORY), "bytes of memory"),
+        (lambda: (tmp_path / "full").write_bytes(bytes(WRITTEN + 1)), "it wrote"),
+    ):
+
+        def wasteful(*arguments, waste=waste):
+            waste()
+            (tmp_path / "full").unlink(missing_ok=True)
+            return read_inner(*arguments)
+
+        monkeypatch.setattr(bundle_archive, "read_inner", wasteful)
+        with pytest.raises(AssertionError, match=words):
+            refuse(place, rule)
 
 
 def test_each_rule_has_a_message_of_its_own(tmp_path):

@@ -2,10 +2,12 @@
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import os
 import struct
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -545,6 +547,33 @@ def test_the_module_refuses_content_that_is_no_base64(host, run_module):
         "apply_bundle", root=str(host.root), state_dir=str(host.state), content="&", label="x"
     )
     assert failed["msg"].startswith("content is not Base64")
+
+
+def test_the_module_applies_nothing_under_a_running_training(host, run_module):
+    lock = host.root / "outputs/training_sync/live/lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        before = host.snapshot()
+        offer_text = offer_of(THREE).packed()
+        options = {"offer": offer_text, "project_root": str(host.root)}
+        failed = module(run_module, host, THREE, THREE, **options)
+        assert "A training is running" in failed["msg"]
+        assert host.snapshot() == before
+    assert module(run_module, host, THREE, THREE, **options)["changed"]
+
+
+def test_one_that_was_cut_off_is_waited_for(host, run_module):
+    """The next one finds what it has left to do: here, nothing of it was done yet."""
+    offer_text = offer_of(THREE).packed()
+    with apply_lock.held(str(host.state)):
+        failed = module(run_module, host, THREE, THREE, offer=offer_text, wait=0.3)
+        assert "Another sync is at work" in failed["msg"]
+    held = apply_lock.held(str(host.state))
+    held.__enter__()
+    ends = threading.Timer(0.5, held.__exit__, (None, None, None))
+    ends.start()
+    assert module(run_module, host, THREE, THREE, offer=offer_text, wait=10)["changed"]
 
 
 # -- signed --------------------------------------------------------------------------------------

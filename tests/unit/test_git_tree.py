@@ -16,6 +16,7 @@ from remote_train import git_interrupted, git_program, git_tree
 from remote_train.bundle import build
 from remote_train.bundle_apply import apply
 from remote_train.errors import TrainError
+from remote_train.git_url import parse
 from remote_train.project_files import ProjectFile
 from tests.unit.git_host import Origin, Place, contents, everything, git, write
 from tests.unit.small_disk import small_disk
@@ -434,11 +435,17 @@ def test_a_forced_push_is_said(pulled, origin):
     old = pulled.head
     origin.git("commit", "-q", "--amend", "-m", "rewritten")
     error = refused(pulled, f"main was rewritten at the remote: {old[:12]}")
-    assert origin.head in error.hint
     assert pulled.pull(origin.head).after == origin.head
-    # And as the hint says, by hand:
-    pulled.git("checkout", "-q", "main")
-    pulled.git("reset", "-q", "--keep", origin.head)
+    # The hint holds with the branch checked out as with the commit.
+    words = error.hint.partition("run there: ")[2]
+    subprocess.run(["sh", "-ec", words], check=True, capture_output=True)
+    assert not pulled.pull().changed
+
+
+def test_a_forced_push_with_the_branch_checked_out(pulled, origin):
+    origin.git("commit", "-q", "--amend", "-m", "rewritten")
+    words = refused(pulled, "main was rewritten").hint.partition("run there: ")[2]
+    subprocess.run(["sh", "-ec", words], check=True, capture_output=True)
     assert not pulled.pull().changed
 
 
@@ -489,6 +496,22 @@ def test_a_repository_without_an_origin_gets_one(place, origin):
     assert place.git("remote", "get-url", "origin") == origin.url
 
 
+def test_what_git_can_t_say_lets_nothing_pass(place, origin, program):
+    """The question whether a commit is kept elsewhere fails."""
+    place.pull(origin.head)
+    write(place.root, {"a": "mine"})
+    place.git("commit", "-qam", "mine")
+    mine = place.head
+    real = f'exec {shutil.which("git")} "$@"'
+    fails = '*"rev-list -n 1"*) echo "fatal: bad object refs/tags/x" >&2; exit 128'
+    program("git", f'case "$*" in {fails};; esac\n{real}')
+    origin.commit({"z": "z"})
+    for check in (True, False):
+        with pytest.raises(TrainError, match="is damaged"):
+            place.pull(origin.head, check=check)
+    assert place.head == mine
+
+
 @pytest.mark.parametrize("where", ["file", "link", "state"])
 def test_a_commit_that_writes_into_our_folder(place, origin, tmp_path, where):
     if where == "link":
@@ -525,6 +548,33 @@ def test_what_git_ignores_from_now_on_stays(pulled, origin):
     }  # fmt: skip
     assert (pulled.root / "data/x").stat().st_mode & stat.S_IXUSR
     assert not pulled.look().changes
+
+
+def test_what_lies_below_a_link_now_keeps_none_of_the_rest(pulled, origin):
+    """Git knows nothing of names below a link, and ends at the first one."""
+    origin.commit({"a2/x": "1", "data/training/y": "2", "gone": "g"})
+    pulled.pull()
+    shutil.rmtree(origin.folder / "a2")
+    (origin.folder / "a2").symlink_to("data")
+    origin.commit({".gitignore": "data/\n"}, remove=["data/training/y"])
+    assert pulled.pull().changed
+    assert (pulled.root / "a2").is_symlink()
+    assert (pulled.root / "data/training/y").read_bytes() == b"2"
+    assert not (pulled.root / "data/x").exists()
+
+
+def test_git_s_word_on_what_is_ignored_is_needed(pulled, origin, program):
+    origin.commit({"data/x": "x", "b": "b"})
+    pulled.pull()
+    origin.commit({".gitignore": "data/\n"}, remove=["data/x"])
+    real = f'exec {shutil.which("git")} "$@"'
+    program("git", f'case "$*" in *check-ignore*) echo "fatal: no" >&2; exit 128;; esac\n{real}')
+    with pytest.raises(TrainError, match="Git could not"):
+        pulled.pull()
+    program("git", real)
+    # The next one still knows what was there.
+    assert pulled.pull().changed
+    assert (pulled.root / "data/x").read_bytes() == b"x"
 
 
 # -- submodules ----------------------------------------------------------------------------------
@@ -579,6 +629,34 @@ def test_submodules_come_along(place, origin, nested):
     done = place.pull()
     assert done.files == [("~", "lib/deep/deep.py")]
     assert contents(place.root) == all_files(origin, lib, deep)
+
+
+def test_a_pull_that_moves_a_submodule_only(place, origin, nested):
+    """What changes in there isn't known yet: a check may not say that nothing does."""
+    lib, _ = nested
+    place.pull()
+    lib.commit({"lib.py": "2"})
+    origin.git("-C", "lib", "pull", "-q", lib.url, "main")
+    origin.commit()
+    looked = place.pull(check=True)
+    assert looked.changed
+    assert looked.files is None
+    assert place.pull().files == [("~", "lib/lib.py")]
+    # Nor where a submodule alone is behind.
+    place.git("-C", "lib", "checkout", "-q", "HEAD~")
+    looked = place.pull(check=True)
+    assert looked.changed
+    assert looked.files is None
+
+
+def test_a_submodule_in_our_folder(place, origin, nested, tmp_path):
+    lib, _ = nested
+    origin.submodule(lib.url, "outputs")
+    place.root.mkdir(parents=True)
+    for _ in range(2):
+        with pytest.raises(TrainError, match="tracks outputs, where this project"):
+            place.pull()
+        assert not (place.root / "a").exists()
 
 
 def test_a_submodule_moves_house(place, origin, nested, tmp_path):
@@ -1183,11 +1261,89 @@ def test_unprotected_ways_are_warned_of(pulled):
     assert not list(git_tree._warnings(at, pulled.look(pulled.head)))
 
 
-def test_tracked_is_what_git_tracks(origin, nested):
-    write(origin.folder, {"untracked": "x"})
-    assert git_tree.tracked(str(origin.folder)) == {
-        "a", "d/b", ".gitmodules", "lib/.gitmodules", "lib/lib.py", "lib/deep/deep.py",
-    }  # fmt: skip
+# -- what makes way --------------------------------------------------------------------------------
+
+
+def test_nothing_makes_way_through_a_link(place, origin, tmp_path, monkeypatch):
+    """A folder on the way became a link: what it leads to isn't what was brought."""
+    bring(place.root, tmp_path, {"data/x": b"x"}, git_tree.UNTRACKED)
+    place.pull()
+    elsewhere = tmp_path / "elsewhere"
+    (place.root / "data").rename(elsewhere)
+    (place.root / "data").symlink_to(elsewhere)
+    origin.commit({"data/x": "newer"})
+    check_out = git_tree._check_out
+    seen = []
+
+    def looking(*given):
+        seen.append((elsewhere / "x").exists())
+        check_out(*given)
+
+    monkeypatch.setattr(git_tree, "_check_out", looking)
+    with pytest.raises(TrainError, match="in the way"):
+        place.pull()
+    assert seen == [True]
+    assert (elsewhere / "x").read_bytes() == b"x"
+    assert (place.root / "data").is_symlink()
+
+
+def test_what_made_way_comes_back_after_a_kill(place, origin, tmp_path):
+    """Killed while files were out of the way; then the remote goes back on what it tracked."""
+    files = {"data/x": b"x", "data/deep/y": b"y"}
+    bring(place.root, tmp_path, files, git_tree.UNTRACKED)
+    place.pull()
+    before = origin.head
+    origin.commit({"data/x": "newer", "data/deep/y": "newer"})
+    ended = f"""
+import os
+from remote_train import git_tree
+git_tree._check_out = lambda *given: os._exit(9)
+git_tree.pull({str(place.root)!r}, {origin.url!r}, "main")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE / "plugins" / "module_utils")}
+    done = subprocess.run([sys.executable, "-c", ended], env=environment, check=False)
+    assert done.returncode == 9
+    assert not (place.root / "data/x").exists()
+    origin.git("reset", "-q", "--hard", before)
+    place.pull()
+    assert contents(place.root) == {**origin.files(), **files}
+
+
+def test_large_files_are_compared_bit_by_bit(place, origin):
+    """A file that was cut off at 300 MB takes no 300 MB of memory to be known."""
+    place.pull()
+    size = 300 * 2**20
+    with open(origin.folder / "big", "wb") as stream:
+        stream.truncate(size)
+    target = origin.commit()
+    place.git("fetch", "-q", "origin")
+    with open(place.root / "big", "wb") as stream:
+        stream.truncate(size - 5)
+    looked = f"""
+import resource
+from remote_train import git_interrupted, git_program, git_url
+git = git_program.Git({str(place.root)!r}, git_url.parse({origin.url!r}))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+touched = git_interrupted.take_back(git, {target!r})
+print(touched, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE / "plugins" / "module_utils")}
+    done = subprocess.run(
+        [sys.executable, "-c", looked], env=environment, capture_output=True, text=True, check=True
+    )
+    touched, _, grown = done.stdout.strip().rpartition(" ")
+    assert touched == "['big']"
+    assert int(grown) < 30 * 1024  # KiB
+    assert not (place.root / "big").exists()
+
+
+def test_a_fifo_in_the_place_of_a_file_that_was_coming(place, origin):
+    place.pull()
+    target = origin.commit({"new": "n"})
+    place.git("fetch", "-q", "origin")
+    os.mkfifo(place.root / "new")
+    git_ = git_program.Git(str(place.root), parse(origin.url))
+    assert git_interrupted.take_back(git_, target) == []
 
 
 # -- the module ----------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import os
 import re
 import resource
 import struct
+import subprocess
+import sys
 import zlib
 
 import pytest
@@ -109,6 +111,69 @@ def test_what_is_executable_makes_another_offer():
 def test_a_digest_costs_32_bytes_and_a_name_that_is_like_others_next_to_none():
     names = [f"data/training/processed/part-{number:05}.jsonl" for number in range(2000)]
     assert len(offered(*names).packed()) < 2000 * 50
+
+
+def test_more_names_than_are_packed_or_read_at_a_time(monkeypatch):
+    names = [f"{'x' * (1 + number % 90)}/{number}{'é' * (number % 7)}" for number in range(5000)]
+    one = offered(*names, executable=names[::3])
+    for block in (1, 7, 64 * 1024):
+        monkeypatch.setattr(offer, "_BLOCK", block)
+        assert plain(unpack(one.packed())) == plain(one)
+    assert one.raw == write_manifest(dict(one))
+    assert one.executable == set(names[::3])
+
+
+def test_names_in_any_order_come_out_in_order():
+    found = unpack(text(raw(names="é\0b\0a".encode(), count=3, bits=b"\x03")))
+    digests = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(3)]
+    assert list(found.items()) == list(zip(["a", "b", "é"], reversed(digests), strict=True))
+    assert found.executable == {"b", "é"}
+
+
+def test_what_no_manifest_lists_is_offered_nowhere():
+    """AppleDouble files are left out of names, bytes and digest alike."""
+    one, other = offered("a", "d/._b", "z", executable=["d/._b", "z"]), offered("a", "z")
+    assert (one.names, one.raw) == (other.names, other.raw)
+    assert plain(one) == plain(offered("a", "z", executable=["z"])) == plain(unpack(one.packed()))
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 62, "0" * 40, "x" * 64])
+def test_what_is_no_digest_is_not_taken(digest):
+    with pytest.raises(ValueError):  # noqa: PT011 - fromhex has words of its own
+        Offer([("a", digest, False)])
+
+
+MEMORY = """
+import hashlib, sys
+sys.path.insert(0, sys.argv[1])
+from remote_train import offer
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if "VmHWM" in line)
+def files():
+    for number in range(200_000):
+        name = f"data/training/processed/part{number // 1000:03}/sample{number % 1000:03}.json"
+        yield name, hashlib.sha256(b"%d" % number).hexdigest(), number % 2 == 0
+before = peak()
+if sys.argv[2] == "make":
+    packed = offer.Offer(files()).packed()
+    used = peak() - before
+    print(packed)
+else:
+    found = offer.unpack(sys.stdin.read())
+    found.sha256
+    used = peak() - before
+print(used)
+"""
+
+
+def test_a_name_costs_less_than_400_bytes_of_memory_on_either_side():
+    """Of a million it is less than 300, as the benchmarks measure; fewer have more room to grow."""
+    command = [sys.executable, "-c", MEMORY, os.path.dirname(os.path.dirname(offer.__file__))]
+    options = {"capture_output": True, "text": True}
+    made, used = subprocess.run([*command, "make"], check=True, **options).stdout.split()
+    assert int(used) * 1024 < 400 * 200_000
+    used = subprocess.run([*command, "unpack"], check=True, input=made, **options).stdout
+    assert int(used) * 1024 < 400 * 200_000
 
 
 # -- what arrives damaged ------------------------------------------------------------------------
@@ -271,7 +336,7 @@ def test_what_has_waited_an_hour_goes(state):
     young, old = offered("young"), offered("old")
     keep(str(state), young, young.packed())
     keep(str(state), old, old.packed())
-    past = os.stat(state).st_mtime - offer.AN_HOUR - 1
+    past = os.stat(state).st_mtime - offer.A_DAY - 1
     os.utime(state / offer.FOLDER / old.sha256, (past, past))
     os.utime(state / offer.FOLDER / ONE.sha256, (past + 60, past + 60))
     keep(str(state), young, young.packed())

@@ -328,6 +328,20 @@ def test_a_pull_that_may_change_what_a_stage_reads_lets_it_run(root, changed, ac
     assert ("git brings 123456" in stages[0]["reasons"][0]) is (action == "train")
 
 
+@pytest.mark.parametrize(
+    "name", ["models/base", "{root}/models/base", "models/base/", "./models/base"]
+)
+def test_a_pull_that_changes_the_base_model_lets_it_run(root, name):
+    request = build(project_root=str(root))
+    for stage in request["stages"]:
+        stage["model"]["model_name_or_path"] = name.format(root=root)
+    skipped = {"name": "style", "action": "skip", "reasons": ["up to date"], "warnings": []}
+    for changed, action in (({"models/base.md"}, "skip"), ({"models/base/w"}, "train")):
+        stages = [dict(skipped)]
+        plan.unsure(stages, request, changed, "git brings 123456")
+        assert stages[0]["action"] == action
+
+
 def test_the_engine_differs_until_it_is_the_same(root):
     engine = {"training/fit.py": digest(b"1")}
     assert plan.engine_differs(str(root), engine)

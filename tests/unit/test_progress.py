@@ -129,7 +129,7 @@ def test_what_stays_takes_the_place_of_the_live_line(screen):
     line.keep("done")
     line.keep("next")
     # The line that is rewritten ends with a line end, so that nothing is written over it.
-    expected = [("say", "starts"), ("rewrite", "step 1"), ("rewrite", "done"), ("say", "")]
+    expected = [("say", "starts"), ("rewrite", "step 1"), ("rewrite", ""), ("say", "done")]
     assert screen.shown == [*expected, ("say", "next")]
 
 

@@ -19,7 +19,7 @@ from remote_train import bundle_archive, signature
 from remote_train.errors import TrainError
 from remote_train.manifest import LEGACY, MODERN
 from remote_train.problems import RefusedError
-from remote_train.signature import NAMESPACE, Trust, check, sign
+from remote_train.signature import NAMESPACE, Trust, allowed_by, check, sign
 from tests.unit.bundle_host import Host, no_waiting
 from tests.unit.hostile_bundles import LISTING, OK, sound, tar_bytes
 from tests.unit.hostile_signatures import LEGACY_LISTING
@@ -90,6 +90,23 @@ def test_ssh_keygen_itself_accepts_what_is_signed(tmp_path, keys, kind):
     files = ("-s", tmp_path / "signature", "-f", tmp_path / "allowed")
     said = keygen("-Y", "verify", "-n", "remote-train", "-I", ME, *files, input=MESSAGE)
     assert said.startswith(b'Good "remote-train" signature for me@example.org')
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_the_key_of_a_signature_is_the_one_that_made_it(keys, kind):
+    assert allowed_by(signed(MESSAGE, keys[kind]), ME) == line(keys[kind])
+
+
+ARMOR = b"-----BEGIN SSH SIGNATURE-----\n%s\n-----END SSH SIGNATURE-----\n"
+
+
+@pytest.mark.parametrize(
+    "armored",
+    [b"", b"garbage", ARMOR % b"%", ARMOR % b"AAA", ARMOR % b"U1NIU0lHAAAAAQAAADM="],
+)
+def test_what_is_no_signature_has_no_key(armored):
+    with pytest.raises(ValueError):  # noqa: PT011 - Base64 has words of its own
+        allowed_by(armored, ME)
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
@@ -527,6 +544,15 @@ def test_a_manifest_beside_is_what_is_signed(tmp_path, host):
     (tmp_path / f"x.{MODERN}").write_bytes(LISTING)
     path = write_bundle(tmp_path, [OK, (MODERN + ".sig", signed(LISTING, key))], "")
     assert host.apply(path, trust=Trust(line(key))).signer == ME
+
+
+def test_a_signed_manifest_beside_counts_before_an_old_one_inside(tmp_path, host):
+    key = make_key(tmp_path)
+    (tmp_path / f"x.{MODERN}").write_bytes(LISTING)
+    (tmp_path / f"x.{MODERN}.sig").write_bytes(signed(LISTING, key))
+    path = write_bundle(tmp_path, [OK, (LEGACY + ".sig", b"another")], LEGACY, LEGACY_LISTING)
+    done = host.apply(path, trust=Trust(line(key)))
+    assert (done.signer, done.algorithm) == (ME, "sha256")
 
 
 def test_a_signature_may_come_another_way(tmp_path, host):

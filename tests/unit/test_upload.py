@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import time
 
@@ -247,7 +248,7 @@ def test_what_others_left_a_day_ago_goes_and_what_is_younger_stays(incoming, arc
 def test_two_that_send_the_same_at_once_do_not_spoil_it(tmp_path):
     """One part, which both of them are in the middle of."""
     path = tmp_path / parts.name(0, 6)
-    words = ["sh", "-c", upload_module._TAKE, "sh", str(path), "6"]
+    words = ["sh", "-c", upload_module._TAKE, "sh", str(path), "6", str(tmp_path)]
     both = []
     with contextlib.ExitStack() as stack:
         for begun in (3, 6):
@@ -287,9 +288,14 @@ def test_one_that_goes_on_in_the_background_does_not_spoil_the_next(incoming, ar
     assert there(again.send(archive)) == content
 
 
-def test_a_full_disk_is_named_and_leaves_nothing_half(archive):
+def test_a_full_disk_is_named_and_leaves_nothing_half(archive, monkeypatch):
     with small_disk("size=2500k") as disk:
         sender = Sender(disk / "incoming")
+        with pytest.raises(TrainError, match="There is no room for it on the host") as caught:
+            sender.send(archive)
+        assert str(disk / "incoming") in caught.value.message
+        assert not sender.shell.sent
+        monkeypatch.setattr(upload_module, "_room", lambda _line: 10**12)  # it filled up meanwhile
         with pytest.raises(TrainError, match="No space left on device"):
             sender.send(archive)
         folder = disk / "incoming" / "f" / "project.delta"
@@ -317,3 +323,62 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path, archive):
 )
 def test_a_part_takes_about_as_long_as_it_should(length, seconds, expected):
     assert upload_module._next(length, seconds) == expected
+
+
+# -- beside others -------------------------------------------------------------------------------
+
+
+def test_an_upload_that_is_at_work_is_not_swept_away(incoming, archive):
+    """Its folder was made a day ago, and its last part came a moment ago."""
+    sender = Sender(incoming)
+    sender.send(archive)
+    long_ago = time.time() - 25 * 3600
+    os.utime(incoming / "f", (long_ago, long_ago))
+    piece = ["sh", "-c", upload_module._TAKE, "sh", str(incoming / "f" / "x"), "1"]
+    sender.shell.run([*piece, str(incoming / "f")], b"x")
+    Sender(incoming).send(archive, "another")
+    assert (incoming / "f").exists()
+    os.utime(incoming / "f", (long_ago, long_ago))
+    Sender(incoming).send(archive, "another")
+    assert not (incoming / "f").exists()
+
+
+def test_parts_that_another_sync_took_away_are_sent_again(incoming, archive):
+    sender = Sender(incoming)
+    run, taken = sender.shell.run, []
+
+    def away(words, stdin):
+        if len(sender.shell.sent) == 2 and not taken:
+            taken.append(1)
+            shutil.rmtree(incoming / "f")
+        return run(words, stdin)
+
+    sender.upload._run = away
+    assert there(sender.send(archive)) == archive.read_bytes()
+
+
+def test_a_folder_that_always_goes_is_an_error_in_the_end(incoming, archive):
+    sender = Sender(incoming)
+    run = sender.shell.run
+
+    def away(words, stdin):
+        if stdin:
+            shutil.rmtree(incoming / "f")
+        return run(words, stdin)
+
+    sender.upload._run = away
+    with pytest.raises(TrainError):
+        sender.send(archive)
+
+
+@pytest.mark.parametrize(
+    ("line", "room"),
+    [
+        ("tmpfs 2560 0 2560 0% /tmp", 2560 * 1024),
+        ("/dev/a 7 b 100 0 50 0% /x", 50 * 1024),
+        ("no disk at all", upload_module.sys.maxsize),
+        ("", upload_module.sys.maxsize),
+    ],
+)
+def test_the_room_that_df_tells(line, room):
+    assert upload_module._room(line) == room

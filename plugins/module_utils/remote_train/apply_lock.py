@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 
 from .disk_errors import cannot
@@ -18,9 +19,10 @@ NAME = "apply.lock"
 
 
 @contextlib.contextmanager
-def held(state_dir: str) -> Iterator[None]:
+def held(state_dir: str, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock of ``state_dir``, which is made when it is missing.
 
+    :param wait: seconds for which whoever holds it is waited for.
     :raises TrainError: when another process holds it, or it can't be made.
     """
     path = os.path.join(state_dir, NAME)
@@ -37,14 +39,23 @@ def held(state_dir: str) -> Iterator[None]:
             ) from error
         raise cannot(f"The folder {state_dir} can't be used", error) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainError(
-                f"Another sync is at work on this host (it holds {path}).",
-                "Wait for it to end and run this again.",
-                "ops",
-            ) from None
+        until = time.monotonic() + wait
+        while not _taken(descriptor):
+            if time.monotonic() >= until:
+                raise TrainError(
+                    f"Another sync is at work on this host (it holds {path}).",
+                    "Wait for it to end and run this again.",
+                    "ops",
+                )
+            time.sleep(0.2)
         yield
     finally:
         os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

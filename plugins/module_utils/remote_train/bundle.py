@@ -30,7 +30,16 @@ from .problems import Problems, RefusedError
 from .project_files import ProjectFile
 from .project_sources import examine, open_source
 
-__all__ = ["AppliedResult", "Bundle", "apply", "build", "compare"]
+__all__ = [
+    "AppliedResult",
+    "Bundle",
+    "apply",
+    "build",
+    "build_delta",
+    "compare",
+    "look",
+    "paths_of",
+]
 
 # What zlib itself takes for the best trade; fixed, since the bytes depend on it.
 COMPRESSION = 6

@@ -57,12 +57,14 @@ class Delivery(NamedTuple):
     :param offer: what was offered before; the archive holds only what the target lacks of it.
     :param cache: whether a file may be known by its inode, size and times.
     :param label: what it is called, where that isn't its file's name.
+    :param wait: seconds for which another apply is waited for.
     """
 
     content: bytes | None = None
     offer: offer.Offer | None = None
     cache: bool = False
     label: str = ""
+    wait: float = 0.0
 
 
 WHOLE = Delivery()
@@ -104,7 +106,7 @@ def apply(
                     f"A sync of {root} was interrupted; the next one finishes or undoes it first."
                 )
         else:
-            with apply_lock.held(state_dir):
+            with apply_lock.held(state_dir, delivery.wait):
                 recovered = recovery.recover_locked(root, state_dir)
                 transaction.clear(state_dir)
                 result = job.apply(expected_sha256, keep)
@@ -194,7 +196,7 @@ class _Job:
         trust = self._trust
         given = trust.signature if trust else None
         if self._offer is not None:
-            manifest, raw = self._offer.manifest, self._offer.raw
+            manifest, raw = self._offer.manifest, self._offer.raw if trust else b""
             if not manifest.lines:  # as of a manifest: else all that was applied before would go
                 raise refused("The offer", "empty-offer", "no file was offered")
         else:

@@ -19,9 +19,14 @@ from .staging import MAX_MANIFEST, folder_of_all, parse_inner, read_inner
 
 
 def beside(path: str) -> list[str]:
-    """The files that may lie beside a bundle and speak of it: its manifest, and signatures."""
-    stem = re.sub(r"\.(tar\.gz|tgz)$", "", path)
-    return [f"{stem}.{MODERN}", f"{stem}.{MODERN}.sig", f"{stem}.{LEGACY}.sig"]
+    """The files that may lie beside a bundle and speak of it: manifests, and their signatures."""
+    stem = _stem(path)
+    return [f"{stem}{name}{end}" for name in (MODERN, LEGACY) for end in ("", ".sig")]
+
+
+def _stem(path: str) -> str:
+    """What a bundle's path and those of the files beside it begin with, the dot included."""
+    return re.sub(r"\.(tar\.gz|tgz)$", "", path) + "."
 
 
 def open_archive(path: str) -> BinaryIO:
@@ -31,15 +36,21 @@ def open_archive(path: str) -> BinaryIO:
     """
     if os.path.isdir(path) and parts.arrived(os.listdir(path)):
         return parts.open_parts(path)
+    return _open(path, f"The bundle {path}")
+
+
+def _open(path: str, label: str) -> BinaryIO:
+    """A regular file, or a link to one, to be read; nothing else is waited for or read.
+
+    :raises TrainError: when it is none, or can't be read.
+    """
     try:
         descriptor = os.open(path, tree.FILE_FLAGS & ~os.O_NOFOLLOW)
     except OSError as error:
-        raise TrainError(
-            f"The bundle {path} can't be read: {error.strerror}.", "", "integrity"
-        ) from error
+        raise TrainError(f"{label} can't be read: {error.strerror}.", "", "integrity") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise TrainError(f"The bundle {path} is not a regular file.", "", "integrity")
+        raise TrainError(f"{label} is not a regular file.", "", "integrity")
     return os.fdopen(descriptor, "rb")
 
 
@@ -67,11 +78,10 @@ def vouch(bundle_path: str, sha256: str, expected: str | None) -> list[str]:
 
 def _digest_beside(path: str) -> str | None:
     """The digest in a one-line digest file, whose name in it doesn't matter; None without one."""
-    try:
-        with open(path, "rb") as stream:
-            line = stream.read(16 * 1024).strip().partition(b"\n")[0].rstrip(b"\r")
-    except FileNotFoundError:
+    content = _beside(path, 16 * 1024)
+    if content is None:
         return None
+    line = content.strip().partition(b"\n")[0].rstrip(b"\r")
     with contextlib.suppress(ValueError):
         line = split_line(line)[0].encode()
     if not re.fullmatch(rb"[0-9A-Fa-f]{64}", line):
@@ -94,38 +104,36 @@ class Carried(NamedTuple):
 
 
 def manifest_of(archive: BinaryIO, bundle_path: str, limit: int, signed: bool = False) -> Carried:
-    """The bundle's manifest: the one in it, or else the one beside it.
+    """The bundle's manifest: the SHA-256 one, in it or beside it, or else the legacy one.
 
     :param limit: bytes that the archive may unpack to.
     :param signed: whether to look for its signature: beside the bundle, or else at the top of the
         archive, which may have to be read to its end for that.
-    :raises RefusedError: when there is none, there are two, or it isn't as it should be.
+    :raises RefusedError: when there is none, when the one in the archive and the one beside it
+        differ, or when it isn't as it should be.
     :raises TrainError: when a file beside the bundle can't be read.
     """
-    label = os.path.basename(bundle_path)
-    stem = re.sub(r"\.(tar\.gz|tgz)$", "", bundle_path) + "."
-    outer = _beside(stem + MODERN, MAX_MANIFEST)
-    if outer is not None and len(outer) > MAX_MANIFEST:
-        message = f"{os.path.basename(stem)}{MODERN} is larger than {MAX_MANIFEST:,} bytes"
-        raise refused(f"The bundle {label}", "manifest-too-large", message)
+    label, stem = os.path.basename(bundle_path), _stem(bundle_path)
+    outer = {name: _manifest_beside(stem + name, label) for name in (MODERN, LEGACY)}
     search = signed and not os.path.isfile(f"{stem}{MODERN}.sig")
     inner = read_inner(archive, label, limit, search)
     top = ""
-    if outer is None and not {MODERN, LEGACY} & inner.keys():
+    if outer[MODERN] is None and not {MODERN, LEGACY} & inner.keys():
         archive.seek(0)
         top = folder_of_all(archive, label, limit)
     if top:
         archive.seek(0)
         inner = read_inner(archive, label, limit, search, top)
-    name = LEGACY if LEGACY in inner and MODERN not in inner else MODERN
-    raw = inner.get(name, outer)
+    name = LEGACY if outer[MODERN] is None and MODERN not in inner else MODERN
+    beside_it = outer[name]
+    raw = inner.get(name, beside_it)
     if raw is None:
         raise refused(f"The bundle {label}", "no-manifest", "it holds no manifest")
-    if outer is not None and name == MODERN and outer != raw:
+    if beside_it is not None and beside_it != raw:
         raise refused(
             f"The bundle {label}",
             "manifest-differs",
-            f"{os.path.basename(stem)}{MODERN} beside it is another manifest than the one in it",
+            f"{os.path.basename(stem)}{name} beside it is another manifest than the one in it",
         )
     signature = None
     if signed:
@@ -141,12 +149,24 @@ def manifest_of(archive: BinaryIO, bundle_path: str, limit: int, signed: bool = 
     return Carried(manifest, raw, signature)
 
 
+def _manifest_beside(path: str, label: str) -> bytes | None:
+    """A manifest beside the bundle; None without one."""
+    content = _beside(path, MAX_MANIFEST)
+    if content is not None and len(content) > MAX_MANIFEST:
+        message = f"{os.path.basename(path)} is larger than {MAX_MANIFEST:,} bytes"
+        raise refused(f"The bundle {label}", "manifest-too-large", message)
+    return content
+
+
 def _beside(path: str, most: int) -> bytes | None:
-    """A file beside the bundle, or its beginning where it has over ``most`` bytes; None if none."""
-    if not os.path.isfile(path):
+    """A file beside the bundle, or its beginning where it has over ``most`` bytes; None if none.
+
+    What is there in whatever form counts, so that a broken one doesn't make way for another.
+    """
+    if not os.path.lexists(path):
         return None
     try:
-        with open(path, "rb") as stream:
+        with _open(path, path) as stream:
             return stream.read(most + 1)
     except OSError as error:
         raise TrainError(f"{path} can't be read: {error.strerror}.", "", "integrity") from error

@@ -8,17 +8,19 @@ What is the beginning of a file of that commit holds nothing that the commit doe
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import io
 import os
 import shutil
 import stat
 from collections.abc import Iterator
+from typing import IO
 
 from . import live
 from .atomic import write_json
 from .errors import TrainError
 from .file_names import shown, to_name
 from .git_program import Git
+from .hashing import BLOCK, new_hash
 
 NOTE = "remote-train-pull.json"
 """The file in the repository that is there while a pull changes the tree."""
@@ -152,16 +154,11 @@ def take_back(git: Git, coming: str) -> list[str]:
     touched, gone = [], []
     for name in differ:
         path = os.path.join(os.fsencode(git.folder), name)
-        found = _content(path)
-        if found is None:
+        if not os.path.lexists(path):
             # One that is to go, or that was unlinked to be written anew.
-            half = not os.path.lexists(path)
+            half = True
         else:
-            half = (
-                name in blobs
-                and not (_is(before.get(name), found) and _has_mode(before[name], path))
-                and _begins(git, blobs[name], found)
-            )
+            half = name in blobs and _is_half(git, before.get(name), blobs[name], path)
             if half:
                 os.unlink(path)
                 touched.append(to_name(name))
@@ -198,27 +195,38 @@ def blobs_of(git: Git, commit: str) -> dict[bytes, str]:
     return found
 
 
-def _content(path: bytes) -> bytes | None:
-    """A file's bytes, or the target of a link; None for anything else, and for nothing."""
+def _is_half(git: Git, before: str | None, coming: str, path: bytes) -> bool:
+    """Whether a file, or a link, is the beginning of what was coming, and not what was before."""
+    content = _opened(path)
+    if content is None:
+        return False
+    with content:
+        number = _number(content, coming)
+        if before and number == before.split()[1] and _has_mode(before, path):
+            return False
+        return number == coming.split()[1] or _begins(git, coming, content)
+
+
+def _opened(path: bytes) -> IO[bytes] | None:
+    """A file, or the target of a link, to read; None for anything else."""
     try:
-        if os.path.islink(path):
-            return os.readlink(path)
-        with open(path, "rb") as stream:
-            return stream.read()
+        mode = os.lstat(path).st_mode
+        if stat.S_ISLNK(mode):
+            return io.BytesIO(os.readlink(path))
+        return open(path, "rb") if stat.S_ISREG(mode) else None
     except OSError:
         return None
 
 
-def _is(entry: str | None, content: bytes) -> bool:
-    """Whether ``content`` is that of an object, by its number (gitformat-loose, objects)."""
-    if entry is None:
-        return False
-    number = entry.split()[1]
+def _number(content: IO[bytes], entry: str) -> str:
+    """What git would call these bytes (gitformat-loose, objects), as long as it calls another."""
     # The algorithm is git's; what stands behind it is only bytes that git itself has checked.
-    made = hashlib.sha256() if len(number) == 64 else hashlib.sha1(usedforsecurity=False)
-    made.update(b"blob %d\0" % len(content))
-    made.update(content)
-    return made.hexdigest() == number
+    made = new_hash("sha256" if len(entry.split()[1]) == 64 else "sha1")
+    made.update(b"blob %d\0" % content.seek(0, os.SEEK_END))
+    content.seek(0)
+    while block := content.read(BLOCK):
+        made.update(block)
+    return made.hexdigest()
 
 
 def _has_mode(entry: str, path: bytes) -> bool:
@@ -229,11 +237,14 @@ def _has_mode(entry: str, path: bytes) -> bool:
     return entry.startswith("100755" if mode & stat.S_IXUSR else "100644")
 
 
-def _begins(git: Git, entry: str, content: bytes) -> bool:
-    """Whether an object's content begins with ``content``, or is that."""
-    if _is(entry, content):
-        return True
-    return git.read("cat-file", "blob", entry.split()[1]).startswith(content)
+def _begins(git: Git, entry: str, content: IO[bytes]) -> bool:
+    """Whether an object's content begins with ``content``."""
+    content.seek(0)
+    with git.piped("cat-file", "blob", entry.split()[1]) as whole:
+        while block := content.read(BLOCK):
+            if whole.read(len(block)) != block:
+                return False
+    return True
 
 
 def told(removed: list[str], touched: list[str]) -> str:

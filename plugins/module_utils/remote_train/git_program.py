@@ -8,7 +8,8 @@ import selectors
 import signal
 import subprocess
 import time
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import IO, NamedTuple
 
 from .errors import TrainError
 from .file_names import shown
@@ -53,6 +54,11 @@ _CONFIG = (
 _PROMPTS = ("SSH_ASKPASS", "DISPLAY", "WAYLAND_DISPLAY", "LANGUAGE")
 # The secrets are in git's environment, which only its user can read; a command line all can.
 _HELPER = '!f() { test "$1" = get && printf "%s\\n" "username=$RT_USER" "password=$RT_WORD"; }; f'
+
+
+def own_environment() -> dict[str, str]:
+    """The environment without git's variables: those of a hook lead to another repository."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
 
 class Done(NamedTuple):
@@ -102,6 +108,23 @@ class Git:
         done = self.ask(*words)
         return "" if done.status else done.out.decode("utf-8", "surrogateescape").rstrip("\n")
 
+    @contextlib.contextmanager
+    def piped(self, *words: str) -> Iterator[IO[bytes]]:
+        """What git prints, to be read bit by bit; nothing where it fails."""
+        with subprocess.Popen(
+            self._command(words),
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            try:
+                assert process.stdout is not None  # noqa: S101 - for the type
+                yield process.stdout
+            finally:
+                process.kill()  # who has read enough doesn't wait for the rest
+
     def names(self, *words: str) -> list[bytes]:
         """What git printed with a NUL behind each."""
         return [part for part in self.read(*words).split(b"\0") if part]
@@ -135,11 +158,7 @@ class Git:
         return ["git", "-C", self.folder, "--no-pager", *options, *words]
 
     def _environment(self) -> dict[str, str]:
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("GIT_") and name not in _PROMPTS
-        }
+        kept = {name: value for name, value in own_environment().items() if name not in _PROMPTS}
         secrets = {"RT_USER": self.remote.user, "RT_WORD": self.remote.password}
         return {
             **kept,
@@ -232,3 +251,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         if stream:
             with contextlib.suppress(OSError):
                 stream.close()
+
+
+def has_git(folder: str) -> bool:
+    """Whether a repository is there, or what leads to one."""
+    return os.path.lexists(os.path.join(folder, ".git"))

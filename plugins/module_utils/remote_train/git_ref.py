@@ -106,3 +106,8 @@ def _listed(git: Git, wanted: Ref) -> dict[str, str]:
         else:
             found[name] = value
     return found
+
+
+def commit_of(git: Git, name: str = "HEAD") -> str:
+    """The commit that a name stands for here; empty where it stands for none."""
+    return git.line("rev-parse", "--verify", "--quiet", "--end-of-options", name + "^{commit}")

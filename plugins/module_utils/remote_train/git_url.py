@@ -69,6 +69,17 @@ def without_secrets(text: str) -> str:
     return _WITH_USER.sub(cut, text)
 
 
+def without_login(url: str) -> str:
+    """A URL to pull from, as :func:`parse` has it: for the web without name and password.
+
+    What is none is only stripped as :func:`without_secrets` does.
+    """
+    try:
+        return parse(url).url
+    except TrainError:
+        return without_secrets(url)
+
+
 def parse(url: str) -> Remote:
     """What may be pulled from.
 

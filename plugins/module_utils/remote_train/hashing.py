@@ -34,6 +34,11 @@ def new_hash(algorithm: str, start: bytes = b"") -> _Hash:
     return hashlib.new(algorithm, start, usedforsecurity=False)
 
 
+def digest_of(content: bytes) -> str:
+    """The SHA-256 of these bytes, in lower-case hex."""
+    return new_hash("sha256", content).hexdigest()
+
+
 def default_workers() -> int:
     """The number of processors that this process may use, 32 at most."""
     try:

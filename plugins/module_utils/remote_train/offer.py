@@ -11,16 +11,21 @@ stand by themselves, half as long as in hex; all of it in Base64 (RFC 4648), to 
 
 from __future__ import annotations
 
+import array
 import base64
 import binascii
+import functools
 import hashlib
+import io
+import itertools
 import os
 import re
 import struct
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import tree
 from .atomic import write_bytes
@@ -31,45 +36,94 @@ from .manifest_lines import join_line
 from .problems import RefusedError
 from .staging import MAX_MANIFEST
 
+if TYPE_CHECKING:
+    from hashlib import _Hash  # the class has a name in the type stubs only
+
 FOLDER = "offers"
 """Where offers wait for their files, in the folder of the sync's own state."""
 
-AN_HOUR = 3600.0
+A_DAY = 86400.0
 """Seconds that an offer waits; a link that broke may bring the same one again after it was used."""
 
 _MAGIC = b"RTO1"
 _DIGEST = 32  # bytes
+_BLOCK = 64 * 1024  # bytes of names or lines at a time
+_NAMES = 2000  # packed at a time
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Offer(Mapping[str, str]):
     """The digests of a project's files, SHA-256 in hex by name, in the order of the names' bytes.
 
+    A million names take 240 MB, and making, packing or unpacking them less than 300: each name is
+    there once, and the manifest's bytes are made when they are asked for.
+
     :param files: digest and executability of each file, by name.
     :raises RefusedError: for names that no manifest may hold together.
-    :ivar raw: the manifest's bytes, as ``sha256sum`` would write them.
-    :ivar manifest: the same, checked.
+    :raises ValueError: for what is no SHA-256 in hex.
+    :ivar manifest: what ``sha256sum`` would write of these files, as it is read and checked.
     :ivar executable: the names of those that are executable.
     """
 
     def __init__(self, files: Iterable[tuple[str, str, bool]]) -> None:
-        listed = sorted((to_bytes(name), digest, runs) for name, digest, runs in files)
-        self.raw = b"".join(join_line(digest, name) for name, digest, _ in listed)
-        self.executable = frozenset(to_name(name) for name, _, runs in listed if runs)
-        self.manifest: Manifest = parse(self.raw, MODERN) if listed else Manifest(MODERN, "sha256")
+        listed = _Listed([], bytearray(), bytearray())
+        for name, digest, runs in files:
+            listed.names.append(name)
+            listed.digests.extend(bytes.fromhex(digest))
+            listed.runs.append(runs)
+        if len(listed.digests) != _DIGEST * len(listed.names):
+            raise ValueError("a digest has another length than a SHA-256")
+        self._take(listed)
+
+    @classmethod
+    def _of(cls, listed: _Listed) -> Offer:
+        offer = cls.__new__(cls)
+        offer._take(listed)
+        return offer
+
+    def _take(self, listed: _Listed) -> None:
+        """List all of it; its names are gone then."""
+        names, count = listed.names, len(listed.names)
+        # Strings go by code points, and so do their bytes in UTF-8, but for those that are none.
+        plain = all(map(str.isascii, names))
+        order = array.array(
+            "I",
+            sorted(
+                range(count),
+                key=names.__getitem__ if plain else lambda place: to_bytes(names[place]),
+            ),
+        )
+        state = hashlib.sha256()
+        self.manifest = Manifest(MODERN, "sha256")
+        if names:
+            lines: io.RawIOBase = _Lines(_blocks(listed, order, state))
+            self.manifest = parse(io.BufferedReader(lines, _BLOCK), MODERN)
         if self.manifest.problems:
             raise RefusedError(
                 "The training project", self.manifest.problems, "Rename or exclude those files."
             )
-        self.names = list(self.manifest.lines)
+        self.executable = _Executable(self.manifest, bytes(listed.runs[place] for place in order))
+        # A line that doesn't count (an AppleDouble's) is left out here as well.
+        self._state = state if len(self) == count else hashlib.sha256(self.raw)
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The names in the order in which places count."""
+        return list(self.manifest.lines)
+
+    @property
+    def raw(self) -> bytes:
+        """The manifest's bytes, as ``sha256sum`` would write them; made anew each time."""
+        stream = io.BytesIO()  # joined without holding all of it twice
+        stream.writelines(join_line(digest, to_bytes(name)) for name, digest in self.items())
+        return stream.getvalue()
 
     @property
     def sha256(self) -> str:
         """The digest of manifest and executable bits together, by which an offer is known."""
-        state = hashlib.sha256(self.raw)  # without a NUL, so that the names can't be taken for it
-        for name in self.names:
-            if name in self.executable:
-                state.update(b"\0" + to_bytes(name))
+        state = self._state.copy()  # of no NUL, so that the names can't be taken for it
+        for name in self.executable:
+            state.update(b"\0" + to_bytes(name))
         return state.hexdigest()
 
     def __getitem__(self, name: str) -> str:
@@ -79,21 +133,115 @@ class Offer(Mapping[str, str]):
         return name in self.manifest.lines
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self.manifest.lines)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.manifest.lines)
 
     def packed(self) -> str:
         """The offer as text."""
-        names = zlib.compress(b"\0".join(map(to_bytes, self.names)), 6)
-        bits = bytearray(-(-len(self.names) // 8))
-        for place, name in enumerate(self.names):
-            if name in self.executable:
+        text, rest = "", b""
+        for piece in self._pieces():
+            rest += piece
+            whole = len(rest) // 3 * 3  # bytes that Base64 takes without padding
+            text += base64.b64encode(rest[:whole]).decode("ascii")
+            rest = rest[whole:]
+        text += base64.b64encode(rest).decode("ascii")
+        return text
+
+    def _pieces(self) -> Iterator[bytes]:
+        deflate = zlib.compressobj(6)
+        packed = []
+        before = b""
+        for some in _some(self, _NAMES):
+            packed.append(deflate.compress(before + to_bytes("\0".join(some))))
+            before = b"\0"
+        packed.append(deflate.flush())
+        names = b"".join(packed)
+        yield _MAGIC + struct.pack(">I", len(names))
+        yield names
+        for some in _some(self, _NAMES):
+            yield bytes.fromhex("".join([self[name] for name in some]))
+        bits = bytearray(-(-len(self) // 8))
+        for place, runs in enumerate(self.executable.bits()):
+            if runs:
                 bits[place // 8] |= 1 << place % 8
-        digests = b"".join(bytes.fromhex(self[name]) for name in self.names)
-        content = b"".join((_MAGIC, struct.pack(">I", len(names)), names, digests, bits))
-        return base64.b64encode(content).decode("ascii")
+        yield bytes(bits)
+
+
+def _some(names: Iterable[str], count: int) -> Iterator[list[str]]:
+    """The names, so many at a time."""
+    rest = iter(names)
+    while some := list(itertools.islice(rest, count)):
+        yield some
+
+
+class _Executable(Set[str]):
+    """The names that are executable: a byte for each line, so that it may be all of a million."""
+
+    def __init__(self, manifest: Manifest, runs: bytes) -> None:
+        self._lines = manifest.lines
+        self._runs = runs
+        self._count = sum(self.bits())
+
+    def bits(self) -> Iterator[int]:
+        """1 for each name that is executable, 0 for each other one, in order."""
+        return (self._runs[line - 1] for line in self._lines.values())
+
+    def __contains__(self, name: object) -> bool:
+        line = self._lines.get(name)  # type: ignore[call-overload]  # any object may be asked for
+        return line is not None and bool(self._runs[line - 1])
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.compress(self._lines, self.bits())
+
+    def __len__(self) -> int:
+        return self._count
+
+
+class _Listed(NamedTuple):
+    """Names in any order; their digests, packed; and a byte for each, whether it is executable."""
+
+    names: list[str]
+    digests: bytearray
+    runs: bytearray
+
+
+def _blocks(listed: _Listed, order: Sequence[int], state: _Hash) -> Iterator[bytes]:
+    """The manifest's lines, some at a time; names and digests are let go of when they are made."""
+    names, digests = listed.names, listed.digests
+    for start in range(0, len(order), 500):
+        lines = []
+        for place in order[start : start + 500]:
+            digest = digests[place * _DIGEST : (place + 1) * _DIGEST].hex()
+            lines.append(join_line(digest, to_bytes(names[place])))
+            names[place] = ""
+        block = b"".join(lines)
+        state.update(block)
+        yield block
+    names.clear()
+    digests.clear()
+
+
+class _Lines(io.RawIOBase):
+    """A file of blocks that are made when they are read."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        super().__init__()
+        self._blocks = blocks
+        self._rest = b""
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]  # any buffer is given
+        """The next bytes; none at the end."""
+        block = self._rest or next(self._blocks, b"")
+        size = min(len(block), len(buffer))
+        buffer[:size] = block[:size]
+        self._rest = block[size:]
+        return size
 
 
 def unpack(text: str) -> Offer:
@@ -103,12 +251,14 @@ def unpack(text: str) -> Offer:
     """
     try:
         content = base64.b64decode(text, validate=True)
+        del text  # some 50 MB for a million names
         if content[:4] != _MAGIC:
             raise ValueError("it doesn't begin as one")
         (length,) = struct.unpack_from(">I", content, 4)
         names = _names(content[8 : 8 + length])
-        digests = content[8 + length :]
         count = len(names)
+        digests = bytearray(memoryview(content)[8 + length :])
+        del content
         if len(digests) != count * _DIGEST + -(-count // 8):
             raise ValueError("its length is wrong")
     except (binascii.Error, ValueError, struct.error) as error:
@@ -117,28 +267,42 @@ def unpack(text: str) -> Offer:
             "Run the same command again.",
             "integrity",
         ) from error
-    bits = digests[count * _DIGEST :]
-    return Offer(
-        (
-            to_name(name),
-            digests[place * _DIGEST : (place + 1) * _DIGEST].hex(),
-            bool(bits[place // 8] >> place % 8 & 1),
-        )
-        for place, name in enumerate(names)
-    )
+    runs = bytearray(count)
+    for place, bits in enumerate(digests[count * _DIGEST :]):
+        for bit in range(8) if bits else ():
+            if bits >> bit & 1 and 8 * place + bit < count:
+                runs[8 * place + bit] = 1
+    return Offer._of(_Listed(names, digests, runs))
 
 
-def _names(packed: bytes) -> list[bytes]:
+def _names(packed: bytes) -> list[str]:
+    """The names, unpacked and split block by block."""
     inflate = zlib.decompressobj()
-    try:
-        joined = inflate.decompress(packed, MAX_MANIFEST)
-    except zlib.error:
-        raise ValueError("its names don't unpack") from None
-    if inflate.unconsumed_tail or not inflate.eof or inflate.unused_data:
+    names: list[str] = []
+    begun = bytearray()  # a name whose end is in a later block
+    size = 0
+    while packed and not inflate.eof:
+        try:
+            block = inflate.decompress(packed, _BLOCK)
+        except zlib.error:
+            raise ValueError("its names don't unpack") from None
+        packed = inflate.unconsumed_tail
+        size += len(block)
+        if size > MAX_MANIFEST:
+            break
+        begun += block
+        ends = block.count(b"\0")
+        if len(names) + ends >= MAX_LINES:  # before there is a list of them, which takes memory
+            raise ValueError(f"it has over {MAX_LINES:,} names")
+        if ends:
+            whole, _, rest = begun.rpartition(b"\0")
+            names += to_name(bytes(whole)).split("\0")
+            begun = rest
+    if packed or not inflate.eof or inflate.unused_data:
         raise ValueError("its names don't end where they should")
-    if joined.count(b"\0") >= MAX_LINES:  # before there is a list of them, which takes memory
-        raise ValueError(f"it has over {MAX_LINES:,} names")
-    return joined.split(b"\0") if joined else []
+    if size:
+        names.append(to_name(bytes(begun)))
+    return names
 
 
 # -- kept on the host until its files come -----------------------------------------------------
@@ -187,5 +351,5 @@ def _forget(folder: str) -> None:
     """Let go of the offers that have waited long enough."""
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
-        if time.time() - os.stat(path).st_mtime >= AN_HOUR:
+        if time.time() - os.stat(path).st_mtime >= A_DAY:
             os.unlink(path)

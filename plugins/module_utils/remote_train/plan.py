@@ -13,7 +13,7 @@ from typing import Any
 from . import bundle, fingerprint, git_tree, live, markers, pythons, runs, target_change
 from .digest_cache import DigestCache
 from .errors import TrainError
-from .file_names import IllegalNameError, shown, to_name
+from .file_names import IllegalNameError, is_within, shown, to_name
 from .hashing import file_digest
 from .manifest_lines import split_line
 from .offer import Offer
@@ -77,10 +77,25 @@ def unsure(
         stage["name"]: {*stage["train"], *stage["evaluate"], *stage["code"]}
         for stage in request["stages"]
     }
+    bases = {stage["name"]: _base(stage, request["project_root"]) for stage in request["stages"]}
     for stage in stages:
-        if stage["action"] == "skip" and (changed is None or changed & reads[stage["name"]]):
+        if stage["action"] != "skip":
+            continue
+        base = bases[stage["name"]]
+        if (
+            changed is None
+            or changed & reads[stage["name"]]
+            or (base and any(is_within(name, base) for name in changed))
+        ):
             stage["action"] = "train"
             stage["reasons"] = [f"{why}, which may change what it reads; its start decides"]
+
+
+def _base(stage: Mapping[str, Any], root: str) -> str:
+    """The base model's folder under the project root, if it may be one there; else empty."""
+    name = os.path.expanduser(str(stage["model"]["model_name_or_path"]))
+    folder = os.path.relpath(os.path.join(root, name), root)
+    return "" if folder.split(os.sep)[0] in (os.curdir, os.pardir) else folder
 
 
 def at_home(root: str) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from .file_names import (
     to_bytes,
     to_name,
 )
+from .git_program import own_environment
 from .manifest import is_manifest_name
 
 DEFAULT_WHITELIST = "scripts/training_sync_whitelist.txt"
@@ -259,12 +260,10 @@ def tracked(project_src: str) -> list[str]:
 
     :raises TrainError: when git can't say, or tracks none.
     """
-    # Without the variables that git sets for its hooks, which would point to another repository.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     command = ["git", "-C", project_src, "ls-files", "-z", "--cached", "--recurse-submodules"]
     try:
         # The project is the user's own, and the user's own git is the one to ask.
-        done = subprocess.run(command, capture_output=True, env=environment, check=False)
+        done = subprocess.run(command, capture_output=True, env=own_environment(), check=False)
         reason = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
     except FileNotFoundError:
         done, reason = None, "git is not installed"

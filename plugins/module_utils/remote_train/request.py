@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from . import git_url
 from .errors import TrainError
 
 TRAINING_SETTINGS = (
@@ -424,7 +425,8 @@ def _sync(values: Mapping[str, Any]) -> dict[str, Any]:
         "signing_key": values["sync_signing_key"],
         "allowed_signers": values["sync_allowed_signers"],
         "git": {
-            "url": values["sync_git_url"],
+            # The request is shown with -v. Who pulls takes the login from the setting itself.
+            "url": git_url.without_login(str(values["sync_git_url"] or "")),
             "ref": str(values["sync_git_ref"]),
             "allow_dirty": boolean("sync_git_allow_dirty", values["sync_git_allow_dirty"]),
         },

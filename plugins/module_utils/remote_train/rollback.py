@@ -248,7 +248,8 @@ def _choose(root: str, state_dir: str, number: int | None) -> tuple[Version, Ver
 def _none_kept(root: str) -> TrainError:
     return TrainError(
         f"No version of {root} is kept that could be gone back to.",
-        "One is kept with each sync that changes something, unless sync_keep is 0.",
+        "One is kept with each sync that changes something, unless sync_keep is 0. What git brings"
+        " goes back by sync_git_ref; with code_sync_mode=git, a rollback is of what came beside.",
         "ops",
     )
 

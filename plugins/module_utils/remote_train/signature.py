@@ -36,6 +36,9 @@ _TOO_OLD = re.compile(
     re.MULTILINE,
 )
 _FINGERPRINT = re.compile(rb" key SHA256:([A-Za-z0-9+/]+)\s*$")
+_ARMOR = re.compile(
+    rb"-----BEGIN SSH SIGNATURE-----\n([A-Za-z0-9+/=\n]+)-----END SSH SIGNATURE-----\n"
+)
 _COMPLAINT = re.compile(rb"^allowed:(\d+): (.+)", re.MULTILINE)
 
 # The beginnings of complaints about a line that was understood; all others are about its syntax.
@@ -109,6 +112,34 @@ def _unusable(name: str, done: subprocess.CompletedProcess[bytes]) -> TrainError
             "Name a private key; one in an old format needs its .pub file beside it.",
         )
     return TrainError(f"{name} can't sign: {_said(done)}.")
+
+
+def allowed_by(signature: bytes, principal: str) -> str:
+    """The text of an allowed-signers file with one line: the key of this signature.
+
+    The key is the first field behind the magic and the version (OpenSSH's PROTOCOL.sshsig); it
+    begins with its kind (RFC 4253, section 6.6), and a field is its length and as many bytes
+    (RFC 4251, section 5, "string").
+
+    :param signature: an armored one; whether it is a sound one, :func:`check` says.
+    :param principal: whose key it is said to be.
+    :raises ValueError: for what is no armored signature at all.
+    """
+    armor = _ARMOR.fullmatch(signature)
+    if not armor:
+        raise ValueError("not an armored SSH signature")
+    content = base64.b64decode(armor[1])
+    key = _field(content, len(b"SSHSIG") + 4)
+    kind = _field(key, 0).decode("ascii")
+    return f"{principal} {kind} {base64.b64encode(key).decode('ascii')}\n"
+
+
+def _field(content: bytes, start: int) -> bytes:
+    length = int.from_bytes(content[start : start + 4], "big")
+    field = content[start + 4 : start + 4 + length]
+    if not length or len(field) < length:
+        raise ValueError("an SSH signature that is cut off")
+    return field
 
 
 # -- checking ------------------------------------------------------------------------------------

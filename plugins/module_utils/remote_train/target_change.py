@@ -28,6 +28,7 @@ class Change:
     :ivar remove: the files to remove.
     :ivar kept: files to remove that were changed on the target since, so left there.
     :ivar overwritten: files to replace that were changed on the target since.
+    :ivar foreign: files to replace that no apply has put there.
     """
 
     write: dict[str, tree.Finding] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class Change:
     remove: dict[str, tree.Finding] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
     overwritten: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
     problems: Problems = field(default_factory=Problems)
 
     def admit_writes(
@@ -63,6 +65,11 @@ class Change:
         if self.overwritten:
             told.append(
                 f"Replaced, though it was changed on the host: {first_of(self.overwritten)}."
+                " The version before this one keeps what it was."
+            )
+        if self.foreign:
+            told.append(
+                f"Replaced, though no sync had put it there: {first_of(self.foreign)}."
                 " The version before this one keeps what it was."
             )
         return told
@@ -112,6 +119,11 @@ def to_manifest(
         tree.examine(raw_root, manifest.lines, manifest.digest_of, manifest.algorithm, cache=cache),
         manifest.lines,
     )
+    change.foreign = [
+        name
+        for name, found in change.write.items()
+        if found.kind == "different" and not (previous and name in previous.lines)
+    ]
     if previous and manifest.algorithm == previous.algorithm:
         change.overwritten = [
             name

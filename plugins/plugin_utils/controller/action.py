@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from remote_train.errors import TrainError
+from remote_train.problems import RefusedError
 
 from .progress import PLAIN_EVERY, Line
 from .text import fitting, printable
@@ -26,6 +27,36 @@ Result = dict[str, Any]
 
 class GaveUpError(TrainError):
     """The host could not be reached, or not again."""
+
+
+class HostRefusedError(TrainError):
+    """The host refused something for more than one reason.
+
+    :param problems: the reasons, as the module gives them; the first one is in the message.
+    :param count: of all reasons.
+    """
+
+    def __init__(self, error: TrainError, problems: list[Result], count: int) -> None:
+        super().__init__(error.message, error.hint, error.category)
+        self.problems = problems
+        self.count = count
+
+
+OTHERS = 9
+"""How many reasons are shown beside the first one."""
+
+
+def others_of(error: TrainError) -> list[str]:
+    """The reasons for a refusal that its message doesn't hold, a line each."""
+    if isinstance(error, HostRefusedError):
+        problems, count = [str(one.get("message")) for one in error.problems], error.count
+    elif isinstance(error, RefusedError):
+        problems, count = [one.message for one in error.problems.items], error.problems.count
+    else:
+        return []
+    shown = problems[1 : 1 + OTHERS]
+    rest = count - 1 - len(shown)
+    return shown + ([f"and {rest:,} more"] if rest > 0 else [])
 
 
 def failed(error: TrainError) -> Result:
@@ -60,6 +91,8 @@ class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no type
             result.update(self.act(task_vars or {}))
         except TrainError as error:
             result.update(failed(error))
+            for text in others_of(error):
+                self.say(f"  also: {text}")
         return result
 
     @property
@@ -75,6 +108,10 @@ class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no type
     def argument(self, name: str, default: Any = None) -> Any:
         """One of the task's arguments."""
         return self._task.args.get(name, default)
+
+    def setting(self, name: str, task_vars: Result) -> str:
+        """A setting that the request doesn't hold: what is secret is in no result."""
+        return str(self._templar.template(task_vars.get(name) or ""))
 
     def call(self, module: str, arguments: Mapping[str, Any], task_vars: Result) -> Result:
         """Run a module on the host: one round trip.
@@ -95,10 +132,16 @@ class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no type
                     "Name one that does, 3.9 or newer, with ansible_python_interpreter.",
                     "infra",
                 )
-            raise TrainError(
+            error = TrainError(
                 str(result.get("msg") or f"The module {module} failed on the host."),
-                str(result.get("hint") or _words(result)),
+                str(result["hint"] if "hint" in result else _words(result)),
                 str(result.get("category") or "infra"),
+            )
+            problems = result.get("problems") or []
+            raise (
+                HostRefusedError(error, problems, int(result["problem_count"]))
+                if problems
+                else error
             )
         return result
 
@@ -118,7 +161,7 @@ class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no type
             said = str(answer["stderr"]).strip().splitlines()[-1:] or ["no word"]
             raise TrainError(
                 f"{words[0]} failed on the host: {said[0]}",
-                f"Check that {writes or words[-1]} can be written by this user.",
+                f"Check that {writes or words[-1]} can be written by this user and has room.",
                 "infra",
             )
         return str(answer["stdout"])

@@ -67,6 +67,7 @@ class Meter:
     :param line: where it is shown.
     :param what: what is being done, as ``project: sending``.
     :param total: bytes in all.
+    :ivar skipped: bytes that were there already.
     """
 
     def __init__(self, line: Line, what: str, total: int) -> None:
@@ -74,13 +75,13 @@ class Meter:
         self._what = what
         self._total = total
         self._done = 0
-        self._skipped = 0
+        self.skipped = 0
         self._began = time.monotonic()
 
     def skip(self, count: int) -> None:
         """Count bytes that are there already, which say nothing of the rate."""
         self._done += count
-        self._skipped += count
+        self.skipped += count
 
     def add(self, count: int) -> None:
         """Count bytes, and show it when it is time."""
@@ -102,7 +103,7 @@ class Meter:
     @property
     def rate(self) -> str:
         """Bytes a second, for a person."""
-        return f"{size((self._done - self._skipped) / max(self.seconds, 1e-3))}/s"
+        return f"{size((self._done - self.skipped) / max(self.seconds, 1e-3))}/s"
 
     @contextlib.contextmanager
     def watching(self, measure: Callable[[], int]) -> Iterator[None]:
@@ -152,6 +153,11 @@ def _meanwhile(act: Callable[[], None], first: float, then: float) -> Iterator[N
         beside.join()
 
 
+def _one_line(text: str) -> str:
+    """``text`` on one line: a host could fake lines with what it says."""
+    return " ".join(text.splitlines())
+
+
 class Line:
     """Shows the progress of one stage, or of one transfer.
 
@@ -176,6 +182,7 @@ class Line:
 
     def update(self, text: str) -> None:
         """Show ``text`` in the live line, or as a plain one when it is time again."""
+        text = _one_line(text)
         if text == self._last:
             return
         if self._rewrite:
@@ -187,9 +194,8 @@ class Line:
 
     def keep(self, text: str) -> None:
         """Show ``text`` as a line that stays."""
+        text = _one_line(text)
         if self._rewrite and self._last:
-            self._rewrite(text)
-            self._say("")
-        else:
-            self._say(self._prefix + text)
+            self._rewrite("")  # what stays is shown whole, however wide the terminal is
+        self._say(self._prefix + text)
         self._last = ""

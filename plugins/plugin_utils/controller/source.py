@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from remote_train import bundle, signature
+from remote_train import bundle, git_url, signature
 from remote_train.errors import TrainError
 from remote_train.file_names import shown, to_bytes
 from remote_train.offer import Offer
 from remote_train.project_files import ProjectFile
 
-from . import project
-from .progress import Line, Meter
+from . import own_git, project
+from .progress import Line, Meter, waiting
+from .scratch import scratch
 
 
 class Source(NamedTuple):
@@ -26,6 +25,7 @@ class Source(NamedTuple):
     :param folder: where they are read from, on this machine.
     :param label: what they are called, in messages and in the list of versions.
     :param bundle: the archive that they lie in, where one was given; the folder is temporary then.
+    :param sha256: of that archive.
     :param warnings: what a person should know.
     """
 
@@ -34,6 +34,7 @@ class Source(NamedTuple):
     files: list[ProjectFile]
     offer: Offer
     bundle: str = ""
+    sha256: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -51,11 +52,8 @@ def allowed_signers(sync: Mapping[str, Any]) -> str | None:
                 "Name the file that does with sync_allowed_signers; docs/sync.md shows one.",
             )
         return None
-    if not key and not sync["bundle"]:
-        raise TrainError(
-            "sync_allowed_signers asks for a signature, and there is no key to sign with.",
-            "Name it with sync_signing_key, or bring a bundle that is signed.",
-        )
+    if not key and not sync["bundle"] and sync["mode"] != "git":
+        raise unsigned()
     try:
         with open(os.path.expanduser(path), encoding="utf-8", errors="surrogateescape") as stream:
             text: str = stream.read()
@@ -65,6 +63,14 @@ def allowed_signers(sync: Mapping[str, Any]) -> str | None:
             f"The allowed signers {path} can't be read: {error.strerror}.",
             "Name a file on this machine with sync_allowed_signers.",
         ) from error
+
+
+def unsigned() -> TrainError:
+    """Where something has to be signed, and nothing is there to sign it with."""
+    return TrainError(
+        "sync_allowed_signers asks for a signature, and there is no key to sign with.",
+        "Name it with sync_signing_key, or bring a bundle that is signed.",
+    )
 
 
 def folder_of(sync: Mapping[str, Any]) -> str:
@@ -84,23 +90,36 @@ def folder_of(sync: Mapping[str, Any]) -> str:
     return folder
 
 
-def pulled_from(sync: Mapping[str, Any]) -> dict[str, Any]:
+def pulled_from(sync: Mapping[str, Any], given: str = "") -> dict[str, Any]:
     """What the host pulls: by default what the project here has been cloned from, and its branch.
 
+    :param given: the setting ``sync_git_url`` itself. The request has it without its login, and
+        what comes of this must be in no result either.
     :raises TrainError: when nothing says where to pull from.
     """
-    wanted = dict(sync["git"])
+    wanted = {**sync["git"], "allowed_signers": allowed_signers(sync)}
+    wanted["url"] = with_login(wanted["url"], given)
     folder = folder_of(sync)
     if not wanted["url"]:
-        wanted["url"] = _git(folder, "config", "--get", "remote.origin.url") if folder else ""
+        # A login that stands in it is this user's, and not the host's.
+        own = own_git.ask(folder, "config", "--get", "remote.origin.url") if folder else ""
+        wanted["url"] = git_url.without_login(own)
     if not wanted["url"]:
         raise TrainError(
             "Nothing says where the host pulls the training project from.",
             "Give sync_git_url, or a project_src that is a clone with an origin.",
         )
     if not wanted["ref"] and folder:
-        wanted["ref"] = _git(folder, "symbolic-ref", "--quiet", "--short", "HEAD")
+        wanted["ref"] = own_git.ask(folder, "symbolic-ref", "--quiet", "--short", "HEAD")
     return wanted
+
+
+def with_login(url: str, given: str) -> str:
+    """The URL that a request or a plan speaks of, with the login that stands in the setting.
+
+    :param given: the setting ``sync_git_url`` itself.
+    """
+    return given if given and git_url.without_login(given) == url else url
 
 
 def not_pulled(sync: Mapping[str, Any], commit: str) -> list[str]:
@@ -112,31 +131,17 @@ def not_pulled(sync: Mapping[str, Any], commit: str) -> list[str]:
     if not folder:
         return []
     found = []
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    changed = own_git.ask(folder, "status", "--porcelain", "--untracked-files=no")
     if changed:
         count = len(changed.splitlines())
         found.append(
             f"{count} tracked file{'s were' if count > 1 else ' was'} changed in {folder} and"
             " not committed: the host doesn't get that by git."
         )
-    head = _git(folder, "rev-parse", "HEAD")
+    head = own_git.ask(folder, "rev-parse", "HEAD")
     if head and head != commit:
         found.append(f"{folder} is at {head[:12]}, and the host pulls {commit[:12]}.")
     return found
-
-
-def _git(folder: str, *words: str) -> str:
-    """What the user's own git says of a folder; empty where it has no answer."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", folder, *words],  # noqa: S607 - the user's own git is the one to ask
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        return ""
-    return str(done.stdout).strip() if done.returncode == 0 else ""
 
 
 @contextlib.contextmanager
@@ -155,9 +160,21 @@ def opened(sync: Mapping[str, Any], data_base: str, line: Line) -> Iterator[Sour
     if not folder:
         yield None
         return
+    if sync["mode"] == "git" and not own_git.ask(folder, "rev-parse", "--git-dir"):
+        raise TrainError(
+            f"project_src is {folder}, which is no clone of a git repository (or no git is here).",
+            "Give a clone of what the host pulls, or no project_src and sync_git_url alone.",
+            "data",
+        )
     choice = project.Choice(sync["whitelist"], sync["exclude"], sync["follow_links"], sync["cache"])
     apart = data_base if sync["mode"] == "git" else None
     files = choice.files(folder, apart)
+    if not files and apart is None:
+        raise TrainError(
+            f"No file of the training project {folder} is left to sync.",
+            "Look at sync_exclude, and at the whitelist if there is one.",
+            "data",
+        )
     if not files:  # git brings all there is; what came beside it before is left alone
         yield None
         return
@@ -175,18 +192,19 @@ def _unpacked(sync: Mapping[str, Any], line: Line) -> Iterator[Source]:
     path = os.path.abspath(os.path.expanduser(sync["bundle"]))
     allowed = allowed_signers(sync)
     trust = None if allowed is None else signature.Trust(allowed)
-    with tempfile.TemporaryDirectory(prefix="remote-train-") as place:
+    with scratch() as place:
         folder = os.path.join(place, "files")
         state = os.path.join(place, "state")
         os.mkdir(state, 0o700)
-        done = bundle.apply(path, folder, state, keep=0, trust=trust)
+        with waiting(line, f"verifying {os.path.basename(path)}"):
+            done = bundle.apply(path, folder, state, keep=0, trust=trust)
         source = _source(folder, os.path.basename(path), files_in(folder, done.added), False, line)
         warnings = list(done.warnings)
         if done.legacy:
             warnings.append(
                 f"{source.label} has SHA-1 digests, which no longer withstand an attacker."
             )
-        yield source._replace(bundle=path, warnings=tuple(warnings))
+        yield source._replace(bundle=path, sha256=done.sha256, warnings=tuple(warnings))
 
 
 def files_in(folder: str, names: Iterable[str]) -> list[ProjectFile]:

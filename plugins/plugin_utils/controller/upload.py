@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import time
 from collections.abc import Callable
 
@@ -11,6 +13,7 @@ from remote_train.errors import TrainError
 
 from .link import Link
 from .progress import Meter
+from .progress import size as shown_size
 
 FIRST = 1024 * 1024
 """Bytes of the first part."""
@@ -21,17 +24,21 @@ LARGEST = 64 * 1024 * 1024
 PART_SECONDS = 1.5
 """How long a part should take, so that the progress moves and little is lost."""
 
-# What other syncs left here, a day and older, goes; then the parts that are here already.
+RESERVE = 256 * 1024 * 1024
+"""Bytes of the host's disk that are left free."""
+
+# What other syncs left here, and nothing came to for a day, goes; then the room on the disk in
+# KiB, and the parts that are here already.
 _PREPARE = (
-    'mkdir -p -m 0700 -- "$1" && '
+    'mkdir -p -m 0700 -- "$1" "$3" && touch -- "$3" && '
     'find "$1" -mindepth 1 -maxdepth 1 -mmin +1440 -exec rm -rf -- {} + ; '
-    'mkdir -p -m 0700 -- "$2" && ls -- "$2"'
+    'mkdir -p -m 0700 -- "$2" && df -Pk -- "$2" | tail -n 1 && ls -- "$2"'
 )
 # A link that is cut looks like an end of the input: only a part that is whole gets its name.
 # Under another name for each, since two may send the same; what is not whole goes.
 _TAKE = (
-    'part="$1.$$" && cat > "$part" && [ "$(wc -c < "$part")" -eq "$2" ] && mv -f -- "$part" "$1"'
-    ' || { rm -f -- "$part"; exit 1; }'
+    'part="$1.$$" && touch -c -- "$3" && cat > "$part" && [ "$(wc -c < "$part")" -eq "$2" ] && '
+    'mv -f -- "$part" "$1" || { rm -f -- "$part"; exit 1; }'
 )
 
 Run = Callable[[list[str], bytes], str]
@@ -51,44 +58,90 @@ class Upload:
         self._run = run
         self._link = link
         self._incoming = incoming
+        self._reached = 0  # bytes of the archive at hand that were there already
+        self._restarts = 3
 
-    def send(self, path: str, folder: str, meter: Meter) -> str:
+    def send(self, path: str, folder: str, meter: Meter, unpacked: int = 0) -> str:
         """Send one archive; the folder of its parts there.
 
         :param folder: below ``incoming``, the same for the same archive.
+        :param unpacked: bytes that the archive's files will take there besides.
         :raises TrainError: when the host can't take it.
         """
         there = os.path.join(self._incoming, folder, os.path.basename(path))
-        prepare = ["sh", "-c", _PREPARE, "sh", self._incoming, there]
-        before = parts.arrived(self._link(lambda: self._run(prepare, b"")).splitlines())
-        at = before[-1][1] if before else 0
         size = os.path.getsize(path)
+        at, room = self._arrived(folder, there)
         if at > size:
             raise TrainError(
                 f"{there} on the host holds more than was ever sent.", "Remove it there.", "ops"
             )
+        needed = size - at + unpacked + RESERVE
+        if room < needed:
+            raise TrainError(
+                f"There is no room for it on the host: {shown_size(needed)} are needed in"
+                f" {self._incoming}, and {shown_size(room)} are free.",
+                "Make room on that disk.",
+                "infra",
+            )
         meter.skip(at)
+        self._reached = at
+        while at < size:
+            try:
+                at = self._rest(path, at, folder, there, meter)
+            except TrainError:
+                # Another sync of the same files has ended, and has taken the parts away with it.
+                left, _room = self._arrived(folder, there)
+                if left >= self._reached or self._restarts == 0:
+                    raise
+                self._restarts -= 1
+                at = left
+        return there
+
+    def missing(self, path: str, folder: str) -> bool:
+        """Whether a part of an archive that was sent is no longer there."""
+        there = os.path.join(self._incoming, folder, os.path.basename(path))
+        return self._arrived(folder, there)[0] < os.path.getsize(path)
+
+    def _rest(self, path: str, at: int, folder: str, there: str, meter: Meter) -> int:
+        """Send what comes after the first ``at`` bytes; the archive's length."""
         length = FIRST
         with open(path, "rb") as stream:
             stream.seek(at)
             while piece := stream.read(length):
                 began = time.monotonic()
-                self._send(piece, os.path.join(there, parts.name(at, at + len(piece))))
+                self._send(piece, os.path.join(there, parts.name(at, at + len(piece))), folder)
                 at += len(piece)
+                self._reached = at
                 meter.add(len(piece))
                 length = _next(length, time.monotonic() - began)
-        return there
+        return at
+
+    def _arrived(self, folder: str, there: str) -> tuple[int, int]:
+        """How many bytes of an archive are there, in parts, and how many more may be."""
+        own = os.path.join(self._incoming, folder)
+        prepare = ["sh", "-c", _PREPARE, "sh", self._incoming, there, own]
+        disk, *names = self._link(lambda: self._run(prepare, b"")).splitlines()
+        before = parts.arrived(names)
+        return (before[-1][1] if before else 0), _room(disk)
 
     def place(self, path: str, folder: str) -> str:
         """Send a small file in one piece, beside an archive; its path there."""
         there = os.path.join(self._incoming, folder, os.path.basename(path))
         with open(path, "rb") as stream:
-            self._send(stream.read(), there)
+            self._send(stream.read(), there, folder)
         return there
 
-    def _send(self, piece: bytes, there: str) -> None:
-        words = ["sh", "-c", _TAKE, "sh", there, str(len(piece))]
+    def _send(self, piece: bytes, there: str, folder: str) -> None:
+        own = os.path.join(self._incoming, folder)
+        words = ["sh", "-c", _TAKE, "sh", there, str(len(piece)), own]
         self._link(lambda: self._run(words, piece))
+
+
+def _room(line: str) -> int:
+    """The bytes that are free, out of the last line of ``df -Pk`` (POSIX.1-2017)."""
+    found = re.search(r"\s(\d+)\s+\d+%\s+/", line)
+    # A system that says it in another way: a full disk is found out later.
+    return int(found[1]) * 1024 if found else sys.maxsize
 
 
 def _next(length: int, seconds: float) -> int:
