@@ -130,15 +130,20 @@ def modes(folder: Path) -> dict[str, bool]:
 
 
 SENT = re.compile(
-    r"([\w.]+): ([\d,]+) bytes sent(?: at [\d.,]+ (?:bytes|[kMG]B)/s)?, verified"
+    r"([\w.]+): ([\d,]+) bytes sent(?: at [\d.,]+ (?:bytes|[kMG]B)/s)?"
+    r"(?:, ([\d,]+) were there already)?, verified"
     r"(?:, signed by (\S+))? and applied \((.*)\)"
 )
 
 
 def sent(outcome: Outcome) -> dict[str, tuple[int, str, str | None]]:
-    """What a run says that it sent: bytes, what they did, and who has signed it."""
+    """What a run says that it sent: all its bytes, what they did, and who has signed it."""
     found = [match for said in outcome.lines if (match := SENT.fullmatch(said))]
-    return {m[1]: (int(m[2].replace(",", "")), m[4], m[3]) for m in found}
+
+    def size(match: re.Match[str]) -> int:
+        return sum(int(number.replace(",", "")) for number in match.group(2, 3) if number)
+
+    return {match[1]: (size(match), match[5], match[4]) for match in found}
 
 
 # What goes over it ------------------------------------------------------------------------------
