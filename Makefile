@@ -1,5 +1,5 @@
 # Each target sets up what it needs first; that takes no time when it is done.
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-bare lint bench clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -18,8 +18,8 @@ export ANSIBLE_LINT_SKIP_SCHEMA_UPDATE := 1
 VERMIN := vermin --quiet --no-tips --violations --exclude file
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\): .*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
-		printf 'make %-7s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\): .*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf 'make %-9s %s\n' "$$name" "$$text"; done
 
 setup: ## make .venv and install what is missing
 	@sh tools/setup.sh
@@ -29,6 +29,9 @@ demo: setup ## train four adapters on this machine through a real sshd, and brin
 
 test: setup lint ## run the linters, then every test
 	@$(PYTHON) -m pytest
+
+test-bare: setup ## as root: from a bare machine (debootstrap) to a trained stage
+	@$(PYTHON) -m pytest -m bare tests/bare
 
 lint: setup ## ruff, mypy, vermin, yamllint, ansible-lint
 	@echo 'lint: ruff check'

@@ -14,7 +14,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 from controller import project, source
 from controller.action import Result, TrainAction
 from controller.progress import SHOWN_AFTER, waiting
-from remote_train import chats, fingerprint, git_tree, pythons, request, runs
+from remote_train import chats, fingerprint, git_tree, model_cache, pythons, request, runs
 from remote_train.errors import TrainError
 from remote_train.file_names import first_of, shown
 from remote_train.offer import Offer
@@ -29,6 +29,7 @@ class ActionModule(TrainAction):
         sync = wanted["sync"]
         # What only brings results home doesn't mind what lies here, nor whether it is in order.
         check_data = bool(self.argument("check_data", True))
+        self._checked: list[Result] = []
         line = self._line = self.line_for(task_vars, SHOWN_AFTER)
         brings = check_data and self._brings(sync, wanted["project_root"])
         if brings:
@@ -81,7 +82,13 @@ class ActionModule(TrainAction):
         chosen = [stage for stage in wanted["stages"] if stage["name"] in wanted["selected"]]
         if chosen and all(stage["command"] for stage in chosen):
             return {}
-        return pythons.parse_requirements(project.requirements_text())
+        required = pythons.parse_requirements(project.requirements_text())
+        ours = [stage for stage in chosen or wanted["stages"] if not stage["command"]]
+        if model_cache.by_name([s for s in ours if s["model"]["use_modelscope"]], None):
+            required["modelscope"] = ""
+        if any(stage["settings"]["use_qlora"] for stage in ours):
+            required["bitsandbytes"] = ""
+        return required
 
     def _check_data(
         self, wanted: Result, found: source.Source | None, git: Result | None
@@ -102,6 +109,9 @@ class ActionModule(TrainAction):
             folder = found.folder if found else ""
             here = [file for file in files if found and file["name"] in found.offer]
         reports, leaks = chats.check_files(folder, here)
+        self._checked = [
+            {**report.facts(), "stages": chats.trained_by(report.file, here)} for report in reports
+        ]
         problems = [p for report in reports for p in report.problems] + leaks
         if problems:
             more = sum(report.problem_count for report in reports) + len(leaks) - 1
@@ -163,6 +173,8 @@ class ActionModule(TrainAction):
         return {
             "changed": made["changed"],
             **{k: made[k] for k in ("stages", "work", "live", "python", "home", "uncollected")},
+            "provision": made["provision"],
+            "bare": made["bare"],
             "pythons_tried": made["pythons_tried"],
             "sync": sync,
             "offer": self._offered(wanted["sync"], found, made, differs),
@@ -174,6 +186,7 @@ class ActionModule(TrainAction):
             # Where no stage was ever asked for or trained, there is nothing to keep a record of.
             "records": bool(wanted["selected"] or made["uncollected"]),
             "data_on_host": on_host,
+            "data_checked": self._checked,
             "run": made["uncollected"] or runs.new_name(),
             "lines": lines,
         }
@@ -238,7 +251,8 @@ def _due(wanted: Result, made: Result, sends: bool) -> list[str]:
     """
     due = {
         "sync": sends,
-        "provision": made["python"] is None and bool(made["work"] or not wanted["selected"]),
+        "provision": bool(made["provision"])
+        or (made["python"] is None and bool(made["work"] or not wanted["selected"])),
         "train": bool(made["work"]),
         "collect": bool(made["uncollected"]),
     }
@@ -266,6 +280,8 @@ def _lines(made: Result, sync: dict[str, list[str]], sends: bool) -> Any:
         engine = ["this project's own code"] if made["engine_changed"] else []
         if counts or engine:
             yield f"  sync sends: {', '.join(counts + engine)}"
+    for step in made["provision"]:
+        yield f"  provision {step}"
     if made["python"]:
         yield f"  Python: {made['python']['path']}"
     elif len(made["pythons_tried"]) == 1:

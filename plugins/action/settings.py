@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 from ansible.utils.vars import load_extra_vars
 
 from controller.action import PROJECT, Result, TrainAction
-from remote_train import request
+from remote_train import gate_checks, gate_limits, request
 from remote_train.errors import TrainError
 
 OPEN_NAMES = {"groups", "hostvars", "vars", "omit", "environment", "playbook_dir", "stage"}
 """Names that Ansible or this project itself puts among the variables."""
+
+
+_GATE = "gpu_gate_"
 
 
 class ActionModule(TrainAction):
@@ -31,6 +35,7 @@ class ActionModule(TrainAction):
         request.check_names(load_extra_vars(self._loader), known, exact=True)
         magic = OPEN_NAMES | {name for name in task_vars if name.startswith(_MAGIC)}
         request.check_names(set(task_vars) - magic, known, exact=False)
+        self._check_gate(task_vars)
         if self.argument("names_only", False):
             return {"changed": False, "request": {}}
         spec = specs["settings"]
@@ -51,6 +56,20 @@ class ActionModule(TrainAction):
             loaded = self._loader.load_from_file(str(path))
             specs[path.parts[-3]] = dict(loaded["argument_specs"]["main"]["options"])
         return specs
+
+    def _check_gate(self, task_vars: Result) -> None:
+        """Refuse what is wrong in the settings of the role gpu_gate, before any contact."""
+        given = {
+            name.removeprefix(_GATE): self._templar.template(value)
+            for name, value in task_vars.items()
+            if name.startswith(_GATE)
+        }
+        names = [field.name for field in dataclasses.fields(gate_limits.Limits)]
+        gate_limits.Limits.of({name: given[name] for name in names if name in given})
+        gate_limits.silenced(
+            request.typed("gpu_gate_silence", given.get("silence") or {}, "dict"),
+            gate_checks.NAMES,
+        )
 
     def _own_names(self, task_vars: Result) -> list[str]:
         value = self._value("own_variables", task_vars)

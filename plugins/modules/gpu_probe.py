@@ -7,11 +7,12 @@ module: gpu_probe
 short_description: Say whether a machine is fit for a training, before anything on it is changed
 description:
   - The passive part of the GPU gate, in one round trip. Looks at the NVIDIA driver and its GPUs
-    (through one call of C(nvidia-smi -q -x)), at the disk and the memory, at the packages of the
-    training's Python and, where they are named, at the data files.
+    (through C(nvidia-smi)), at the kernel's log, at disks, memory, load and clock, at the packages
+    of the training's Python and, where they are named, at the data files.
   - Each check gives one finding, with what was seen, what was expected and what to do.
-  - A finding never makes the module fail. It says in RV(stop) whether the run
+  - A finding never makes the module fail, wrong settings do. It says in RV(stop) whether the run
     should stop, and the role decides.
+  - Ends within a minute, whatever hangs, since everything that can is done in children.
   - Needs nothing but Python's standard library.
 version_added: 0.1.0
 author: remote-train
@@ -30,20 +31,26 @@ options:
     type: str
     choices: [strict, warn, "off"]
     default: strict
-  gpu_count:
-    description: How many usable GPUs there have to be, at least.
-    type: int
-    default: 1
-  gpu_memory_gib:
+  limits:
     description:
-      - The memory that each of them has to have, and have free, in GiB. V(0) asks for nothing.
-      - Nine tenths are enough, since a card sold with 24 GB shows 22.5 GiB.
-    type: float
-    default: 0
-  min_disk_gib:
-    description: The space that has to be free on the disk of O(project_root), in GiB.
-    type: float
-    default: 1
+      - The thresholds, by name. They are the settings of the role C(gpu_gate) without their
+        prefix, and are explained there; what is left out has the role's default.
+    type: dict
+    default: {}
+  silence:
+    description:
+      - Checks that are not to count, each with the reason why. They are run all the same, and what
+        they found is in the finding.
+      - A name that is no check of either part of the gate, and an empty reason, are errors.
+    type: dict
+    default: {}
+  stages:
+    description:
+      - The stages that run, as the request has them, for the
+        estimates of memory and disk.
+    type: list
+    elements: dict
+    default: []
   data_files:
     description:
       - The data files of the stages, to be checked on this machine. Leave it out where they were
@@ -67,21 +74,43 @@ options:
             its benchmarks; a stage that is scored on the files it trains on is exempt.
         type: str
         default: ""
+  data_checked:
+    description:
+      - The facts of data files that were checked on the controller, as RV(data) has them.
+    type: list
+    elements: dict
+    default: []
   packages:
     description:
       - The versions of the packages that the training's Python has, by name. Leave it out while
         there is no such Python; the check is then V(unknown), since provisioning sees to it.
     type: dict
+  bare:
+    description:
+      - What provisioning will do about a missing Python, as the module M(plan) returns it. What it
+        would refuse fails the check of packages, in its words; what it will install counts as
+        space on the disk.
+    type: dict
+    default: {}
   requirements:
     description: The version bounds that they have to satisfy, by name, such as C(">=5,<6").
     type: dict
     default: {}
+  storage:
+    description: Where models lie, by the settings' names (runtime_base, hf_home, modelscope_cache).
+    type: dict
+    default: {}
+  controller_time:
+    description: The controller's clock as it sends this, in seconds since 1970; V(0) for unknown.
+    type: float
+    default: 0
   nvidia_smi:
     description: The name or path of the program.
     type: str
     default: nvidia-smi
   timeout:
-    description: For how many seconds that program is waited for. It is killed after that.
+    description:
+      - For how many seconds that program is waited for, at most 45. It is killed after that.
     type: float
     default: 20
 attributes:
@@ -101,8 +130,9 @@ EXAMPLES = r"""
 - name: See whether the machine is fit
   gpu_probe:
     project_root: /srv/tutor
-    gpu_memory_gib: 24
-    min_disk_gib: 20
+    limits: {memory_gib: 24, min_disk_gib: 20}
+    silence: {gpu_persistence: this container can't switch it on}
+    controller_time: "{{ now().timestamp() }}"
   register: probe
 
 - name: Check the data files on the host as well, where nothing is synced
@@ -141,12 +171,20 @@ findings:
     action:
       description: What to do about it; empty where there is nothing to do.
       type: str
+    silenced:
+      description: The reason for which the check was silenced; empty where it wasn't.
+      type: str
+    would_be:
+      description: What the result of a silenced check would be.
+      type: str
   sample:
     - check: gpu_ecc
       scope: gpu
       result: fail
       seen: "GPU 0: 2 uncorrected"
       expected: 0 uncorrected
+      silenced: ""
+      would_be: ""
       action: >-
         Reset the GPU or reboot the machine (a provider's restart does); if they come back, take
         another machine.
@@ -197,7 +235,9 @@ cuda_version:
   returned: success
   type: str
 data:
-  description: For each of O(data_files) its lines, chats, digest and problems.
+  description:
+    - For each data file its lines, chats, digest, longest chat (in bytes of text) and problems,
+      where it was checked, and which stages train on it.
   returned: success
   type: list
   elements: dict
@@ -206,9 +246,41 @@ data:
       lines: 36
       chats: 35
       digest: "sha256:..."
+      longest: 2310
+      longest_line: 12
+      where: host
+      stages: [style, all]
       problem_count: 1
       problems:
         - {file: data/training/processed/style_sft.jsonl, line: 7, reason: it has no messages}
+need:
+  description:
+    - The memory of a GPU that the largest stage takes, by estimate, in bytes, with its parts; null
+      where no size is known.
+  returned: success
+  type: dict
+  sample:
+    stage: style
+    bytes: 44468942438
+    parts:
+      - {what: weights, bytes: 16000000000, why: "8 billion parameters in bfloat16, by its name (8B)"}
+disk_need:
+  description:
+    - What the stages, and provisioning, will write under O(project_root), in the same form.
+  returned: success
+  type: dict
+download:
+  description: The weights that are still to be downloaded, in bytes.
+  returned: success
+  type: int
+kernel_log:
+  description: Where the kernel's log was read from; empty where it couldn't be.
+  returned: success
+  type: str
+limits:
+  description: The thresholds that were in force.
+  returned: success
+  type: dict
 mode:
   description: The mode that was in force.
   returned: success
@@ -223,8 +295,9 @@ import dataclasses
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.remote_train import chats, gate, host_facts, nvidia_smi
-from ansible.module_utils.remote_train.gate_model import OFF, Context
+from ansible.module_utils.remote_train import gate, gate_checks, gate_facts, gate_limits
+from ansible.module_utils.remote_train.errors import TrainError
+from ansible.module_utils.remote_train.gate_limits import Limits
 
 
 def main() -> None:
@@ -232,9 +305,9 @@ def main() -> None:
         argument_spec={
             "project_root": {"type": "path", "required": True},
             "mode": {"type": "str", "choices": ["strict", "warn", "off"], "default": "strict"},
-            "gpu_count": {"type": "int", "default": 1},
-            "gpu_memory_gib": {"type": "float", "default": 0},
-            "min_disk_gib": {"type": "float", "default": 1},
+            "limits": {"type": "dict", "default": {}},
+            "silence": {"type": "dict", "default": {}},
+            "stages": {"type": "list", "elements": "dict", "default": []},
             "data_files": {
                 "type": "list",
                 "elements": "dict",
@@ -245,33 +318,43 @@ def main() -> None:
                     "stage": {"type": "str", "default": ""},
                 },
             },
+            "data_checked": {"type": "list", "elements": "dict", "default": []},
             "packages": {"type": "dict"},
+            "bare": {"type": "dict", "default": {}},
             "requirements": {"type": "dict", "default": {}},
+            "storage": {"type": "dict", "default": {}},
+            "controller_time": {"type": "float", "default": 0},
             "nvidia_smi": {"type": "str", "default": "nvidia-smi"},
             "timeout": {"type": "float", "default": 20},
         },
         supports_check_mode=True,
     )
     started = time.monotonic()
-    wanted = module.params
-    smi = None
-    if wanted["mode"] != OFF:
-        smi = nvidia_smi.ask(wanted["nvidia_smi"], wanted["timeout"])
-    reports, leaks = chats.check_files(wanted["project_root"], wanted["data_files"])
-    context = Context(
-        smi=smi,
-        gpu_count=wanted["gpu_count"],
-        gpu_memory_gib=wanted["gpu_memory_gib"],
-        min_disk_gib=wanted["min_disk_gib"],
-        host=host_facts.gather(wanted["project_root"]),
-        packages=wanted["packages"],
-        requirements=wanted["requirements"],
-        data_files=tuple(reports),
-        leaks=tuple(leaks),
-    )
-    findings = gate.run_checks(context, wanted["mode"])
-    stop, stopping = gate.judge(findings, wanted["mode"])
+    given = module.params
+    try:
+        silenced = gate_limits.silenced(given["silence"], gate_checks.NAMES)
+        wanted = gate_facts.Wanted(
+            project_root=given["project_root"],
+            mode=given["mode"],
+            limits=Limits.of(given["limits"]),
+            stages=tuple(given["stages"]),
+            data_files=tuple(given["data_files"]),
+            data_checked=tuple(given["data_checked"]),
+            packages=given["packages"],
+            bare=given["bare"],
+            requirements=given["requirements"],
+            storage=given["storage"],
+            nvidia_smi=given["nvidia_smi"],
+            timeout=given["timeout"],
+            controller_time=given["controller_time"],
+        )
+        context = gate_facts.gather(wanted)
+    except TrainError as error:
+        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+    findings = gate.run_checks(context, wanted.mode, silenced=silenced)
+    stop, stopping = gate.judge(findings, wanted.mode)
     message, hint = gate.sentence(stopping)
+    snapshot = context.smi.snapshot if context.smi else None
     module.exit_json(
         changed=False,
         findings=[finding.as_dict() for finding in findings],
@@ -283,10 +366,15 @@ def main() -> None:
         table=gate.table(findings),
         full_table=gate.table(findings, everything=True),
         gpus=[dataclasses.asdict(gpu) for gpu in context.gpus],
-        driver_version=smi.snapshot.driver_version if smi else None,
-        cuda_version=smi.snapshot.cuda_version if smi else None,
-        data=[report.facts() for report in reports],
-        mode=wanted["mode"],
+        driver_version=snapshot.driver_version if snapshot else None,
+        cuda_version=snapshot.cuda_version if snapshot else None,
+        data=[dict(file) for file in context.data.files],
+        need=context.need.as_dict() if context.need else None,
+        disk_need=context.disk.as_dict() if context.disk else None,
+        download=context.download,
+        kernel_log=context.kernel.source,
+        limits=dataclasses.asdict(wanted.limits),
+        mode=wanted.mode,
         seconds=round(time.monotonic() - started, 3),
     )
 

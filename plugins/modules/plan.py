@@ -8,6 +8,7 @@ short_description: Say what a run would do on this host, and why
 description:
   - Compares the markers of the stages with the inputs of today, and the files of the training
     project with those that sync would bring.
+  - Fails with the category C(infra) where a folder gives no answer, within a minute.
   - Changes nothing, but for a sync that was interrupted, which it finishes or undoes first.
 author: the remote-train authors
 attributes:
@@ -102,6 +103,17 @@ home:
 uncollected:
   description: The name of the last run where it has to be collected (again), or null.
   type: str
+  returned: success
+provision:
+  description: What provisioning would do beside a Python, a phrase each.
+  type: list
+  elements: str
+  returned: success
+bare:
+  description:
+    - What provisioning will do about a Python, C(install) (the packages it adds), C(msg) and C(hint) of its refusal.
+    - Null where there is a Python already, or none is needed.
+  type: dict
   returned: success
 interrupted:
   description: A sentence for each sync that was found interrupted, on how it ended.
@@ -204,6 +216,7 @@ def main() -> None:
     state = os.path.join(root, given["state"])
     interrupted, changed = [], False
     try:
+        plan.reach(given["request"], given["python"])
         # What was interrupted comes to its end first: one look at one name each where nothing was.
         states = [(root, os.path.join(root, folder)) for folder in plan.STATES]
         for place, its_state in (*states, (engine, f"{engine}/.state")):

@@ -22,6 +22,7 @@ sys.path[:0] = [str(PROJECT / part) for part in (".", "tools", "plugins/module_u
 # After the path is set:
 from tests.benchmarks import (  # noqa: E402
     empty_plan,
+    gate,
     large_files,
     many_lines,
     one_change,
@@ -34,6 +35,7 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "small_files": small_files.measure,
     "many_lines": many_lines.measure,
     "one_change": one_change.measure,
+    "gate": gate.measure,
     "empty_plan": empty_plan.measure,
 }
 

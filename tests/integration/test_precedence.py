@@ -53,6 +53,10 @@ SPECIAL = {
     "stage_command": ["true"],
     "target_modules": ["q_proj"],
     "stage_code": ["code/train.py"],
+    "gpu_gate_silence": {"torch": "known"},
+    "runtime_base": "/data/{}",
+    "hf_home": "/huggingface/{}",
+    "modelscope_cache": "~/modelscope/{}",
     "code_sync_mode": "bundle",  # git and a bundle exclude each other
 }
 """Values that a setting's type alone doesn't give."""

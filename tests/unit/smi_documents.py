@@ -53,6 +53,17 @@ def drop(*paths: str) -> Edit:
     return edit
 
 
+def drop_root(path: str) -> Edit:
+    """Remove a field that stands beside the GPUs."""
+
+    def edit(root: ET.Element) -> None:
+        found = root.find(path)
+        assert found is not None, path
+        root.remove(found)
+
+    return edit
+
+
 def add(parent: str, xml: str) -> Edit:
     """Add an element to a field of every GPU ("." for the GPU itself)."""
 
@@ -104,14 +115,23 @@ def process(
 
 
 def mig(slices: int) -> Edit:
-    """MIG mode with some slices of 10 GiB."""
+    """MIG mode with some slices of 10 GiB: the card then tells less of itself."""
 
     def edit(root: ET.Element) -> None:
-        put(mig_mode__current_mig="Enabled", mig_mode__pending_mig="Enabled")(root)
+        put(
+            mig_mode__current_mig="Enabled",
+            mig_mode__pending_mig="Enabled",
+            utilization__gpu_util="N/A",
+            remapped_rows="N/A",
+            fabric__state="N/A",
+            fabric__status="N/A",
+        )(root)
         for number in range(slices):
             add(
                 "mig_devices",
                 f"<mig_device><index>{number}</index><gpu_instance_id>{number}</gpu_instance_id>"
+                "<ecc_error_count><volatile_count><sram_uncorrectable>0</sram_uncorrectable>"
+                "</volatile_count></ecc_error_count>"
                 "<fb_memory_usage><total>9984 MiB</total><used>12 MiB</used><free>9972 MiB</free>"
                 "</fb_memory_usage></mig_device>",
             )(root)
@@ -143,8 +163,61 @@ def lost(root: ET.Element) -> None:
     )(root)
 
 
+def no_fabric(root: ET.Element) -> None:
+    """A card that isn't behind an NVSwitch."""
+    put(fabric__state="N/A", fabric__status="N/A")(root)
+
+
+def absolute(slowdown: int) -> Edit:
+    """Temperature thresholds in degrees, as all cards before Hopper and Ada have them."""
+
+    def edit(root: ET.Element) -> None:
+        put(temperature__gpu_temp_tlimit="N/A")(root)
+        drop("temperature/gpu_temp_slow_tlimit_threshold")(root)
+        add(
+            "temperature",
+            f"<gpu_temp_slow_threshold>{slowdown} C</gpu_temp_slow_threshold>",
+        )(root)
+
+    return edit
+
+
+def a100_pcie(root: ET.Element) -> None:
+    """An A100 PCIe: PCIe 4, rows that are remapped, temperatures in degrees, no SRAM limit told."""
+    no_fabric(root)
+    put(
+        product_name="NVIDIA A100 80GB PCIe",
+        product_architecture="Ampere",
+        pci__pci_gpu_link_info__pcie_gen__max_link_gen="4",
+        pci__pci_gpu_link_info__pcie_gen__current_link_gen="4",
+        pci__pci_gpu_link_info__pcie_gen__max_device_link_gen="4",
+        fb_memory_usage__total="81920 MiB",
+        fb_memory_usage__free="81050 MiB",
+    )(root)
+    absolute(92)(root)
+    drop("ecc_errors/aggregate/sram_threshold_exceeded")(root)
+
+
+def l4(root: ET.Element) -> None:
+    """An L4: 24 GB, no NVLink; idle, so on PCIe generation 1."""
+    no_fabric(root)
+    put(
+        product_name="NVIDIA L4",
+        product_architecture="Ada Lovelace",
+        performance_state="P8",
+        pci__pci_gpu_link_info__pcie_gen__max_link_gen="4",
+        pci__pci_gpu_link_info__pcie_gen__current_link_gen="1",
+        pci__pci_gpu_link_info__pcie_gen__max_device_link_gen="4",
+        pci__pci_gpu_link_info__link_widths__max_link_width="16x",
+        pci__pci_gpu_link_info__link_widths__current_link_width="16x",
+        fb_memory_usage__total="23034 MiB",
+        fb_memory_usage__free="22563 MiB",
+    )(root)
+
+
 def consumer(root: ET.Element) -> None:
-    """A consumer card: no ECC, no remapping, absolute temperature thresholds, much N/A."""
+    """A consumer card: no ECC, no remapping, no MIG, no reset status, much N/A; a desktop on it."""
+    no_fabric(root)
     for scope in ("volatile", "aggregate"):
         for gpu in root.findall("gpu"):
             group = gpu.find(f"ecc_errors/{scope}")
@@ -153,8 +226,13 @@ def consumer(root: ET.Element) -> None:
                 counter.text = "N/A"
     put(
         product_name="NVIDIA GeForce RTX 4090",
-        persistence_mode="Disabled",
+        product_architecture="Ada Lovelace",
+        performance_state="P8",
+        pci__pci_gpu_link_info__pcie_gen__max_link_gen="4",
+        pci__pci_gpu_link_info__pcie_gen__current_link_gen="1",
+        pci__pci_gpu_link_info__pcie_gen__max_device_link_gen="4",
         mig_mode__current_mig="N/A",
+        mig_mode__pending_mig="N/A",
         ecc_mode__current_ecc="N/A",
         remapped_rows="N/A",
         gpu_reset_status__reset_required="N/A",
@@ -191,19 +269,26 @@ def newer(root: ET.Element) -> None:
     add(".", "<gpu_recovery_action>None</gpu_recovery_action>")(root)
     put(display_mode="Requested functionality has been deprecated")(root)
     add("ecc_errors", "<channel_repair_pending>No</channel_repair_pending>")(root)
+    add("ecc_errors", "<tpc_repair_pending>No</tpc_repair_pending>")(root)
+    add("ecc_errors", "<unrepairable_memory>No</unrepairable_memory>")(root)
 
 
 def turing(root: ET.Element) -> None:
-    """A card before Ampere: pages are retired, no row is remapped."""
+    """A Tesla T4, a card before Ampere: pages are retired, no row is remapped, no bfloat16."""
     older(root)
+    no_fabric(root)
     put(
         product_name="Tesla T4",
+        product_architecture="Turing",
+        mig_mode__current_mig="N/A",
+        mig_mode__pending_mig="N/A",
+        pci__pci_gpu_link_info__pcie_gen__max_link_gen="3",
+        pci__pci_gpu_link_info__pcie_gen__current_link_gen="3",
+        pci__pci_gpu_link_info__pcie_gen__max_device_link_gen="3",
         remapped_rows="N/A",
         retired_pages__multiple_single_bit_retirement__retired_count="1",
         retired_pages__double_bit_retirement__retired_count="2",
         retired_pages__pending_blacklist="No",
         retired_pages__pending_retirement="No",
-        temperature__gpu_temp_tlimit="N/A",
     )(root)
-    drop("temperature/gpu_temp_slow_tlimit_threshold")(root)
-    add("temperature", "<gpu_temp_slow_threshold>93 C</gpu_temp_slow_threshold>")(root)
+    absolute(93)(root)

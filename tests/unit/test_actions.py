@@ -25,6 +25,8 @@ MADE: dict[str, Any] = {
     "home": [],
     "uncollected": None,
     "pythons_tried": [],
+    "provision": [],
+    "bare": None,
     "sync": None,
     "offer_kept": False,
     "git": None,
@@ -78,6 +80,7 @@ PYTHON = {"path": "/opt/python"}
     [
         (["provision"], [], {}, ["provision"]),
         (["provision"], [], {"python": PYTHON}, []),
+        (["provision"], [], {"python": PYTHON, "provision": ["fetches it"]}, ["provision"]),
         (["provision"], [], {"engine_changed": True, "python": PYTHON}, []),
         (["sync"], [], {"engine_changed": True}, ["sync"]),
         (["sync"], [], {"uncollected": RUN}, []),

@@ -399,6 +399,18 @@ def test_a_damaged_marker_is_an_issue(run):
     )
 
 
+def test_what_else_the_gate_told_is_kept(run):
+    silenced = {**FINDING, "result": "skipped", "silenced": "known", "seen": "silenced: known"}
+    run.controller.update(findings=[silenced], gate={"mode": "warn", "limits": {"gpus": 1}})
+    run.gather()
+    record = json.loads((run.folder / "precheck.json").read_text())
+    assert (record["mode"], record["limits"]) == ("warn", {"gpus": 1})
+    assert record["findings"] == [silenced]
+    # What was silenced is said in the summary, and is no issue.
+    assert "silenced: known" in (run.folder / "TRAINING_SUMMARY.md").read_text()
+    assert run.issues() == []
+
+
 @pytest.mark.parametrize(
     ("findings", "stops", "state", "severity"),
     [
@@ -414,7 +426,8 @@ def test_the_gates_findings(run, findings, stops, state, severity):
     run.controller.update(findings=findings, gate_stops=stops)
     run.gather()
     assert (run.folder / f".stage_precheck_{state}").is_file()
-    assert json.loads((run.folder / "precheck.json").read_text())["findings"] == findings
+    record = json.loads((run.folder / "precheck.json").read_text())
+    assert (record["findings"], record["stops"]) == (findings, stops)
     found = run.issues()
     assert [issue["severity"] for issue in found] == ([severity] if severity else [])
     if severity:

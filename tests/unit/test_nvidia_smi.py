@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remote_train.nvidia_smi import Answer, Process, SmiError, ask, parse
+from remote_train.nvidia_smi import Answer, Links, ask, capabilities, links
+from remote_train.smi_xml import Process, SmiError, parse
 from tests.unit import smi_documents as docs
 
 
@@ -55,6 +56,9 @@ def test_healthy_document() -> None:
     assert (gpu.pcie_width, gpu.pcie_width_max) == (16, 16)
     assert (gpu.mig_enabled, gpu.mig_devices) == (False, ())
     assert gpu.persistence is True
+    assert (gpu.fabric_state, gpu.fabric_status) == ("Completed", "Success")
+    assert (gpu.performance_state, gpu.pcie_generation_device) == ("P0", 5)
+    assert gpu.mig_pending is False
     assert gpu.recovery_action == "none"
     assert gpu.processes == ()
     assert gpu.faults == ()
@@ -277,6 +281,63 @@ def test_child_that_keeps_the_pipe_open_does_not_hold_us(tmp_path: Path) -> None
     os.kill(int((tmp_path / "pid").read_text()), 9)
     assert time.monotonic() - started < 5
     assert answer.state == "hangs"
+
+
+def other(folder: Path, script: str) -> str:
+    """A fake nvidia-smi that is asked something else."""
+    path = folder / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("printed", "found"),
+    [
+        ("0, 9.0\n1, 12.0\n", {0: (9, 0), 1: (12, 0)}),
+        ("0, [N/A]\n1, 8.6\n", {1: (8, 6)}),
+        ('Field "compute_cap" is not a valid field to query.', {}),
+        ("", {}),
+    ],
+)
+def test_capabilities(tmp_path: Path, printed: str, found: dict[int, tuple[int, int]]) -> None:
+    (tmp_path / "said").write_text(printed)
+    want = '[ "$*" = "--query-gpu=index,compute_cap --format=csv,noheader" ] || exit 2'
+    assert capabilities(other(tmp_path, f"{want}\ncat {tmp_path}/said")) == found
+
+
+NVLINK = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)
+\t Link 0: 26.562 GB/s
+\t Link 1: 26.562 GB/s
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-2)
+\t Link 0: 26.562 GB/s
+\t Link 1: <inactive>
+"""
+
+
+@pytest.mark.parametrize(
+    ("printed", "code", "found"),
+    [
+        (NVLINK, 0, Links(True, {0: 2, 1: 1}, {1: 1})),
+        ("GPU 0: NVIDIA L4 (UUID: GPU-1)\n", 0, Links(True)),
+        ("Unable to retrieve NVLink information as all links are inActive\n", 1, Links(True)),
+        ("Invalid combination of input arguments\n", 2, Links()),
+        ("GPU 0: x\n\t Link 0: 0 GB/s\n", 0, Links(True, {}, {0: 1})),
+    ],
+    ids=["some", "none", "all inactive", "unknown command", "no speed"],
+)
+def test_links(tmp_path: Path, printed: str, code: int, found: Links) -> None:
+    (tmp_path / "said").write_text(printed)
+    script = f'[ "$*" = "nvlink --status" ] || exit 9\ncat {tmp_path}/said; exit {code}'
+    assert links(other(tmp_path, script)) == found
+
+
+def test_small_questions_end_where_the_driver_hangs(tmp_path: Path) -> None:
+    program_ = other(tmp_path, "sleep 60")
+    assert links(program_, timeout=0.2) == Links()
+    assert capabilities(program_, timeout=0.2) == {}
+    assert links("no-such-smi") == Links()
+    assert capabilities("no-such-smi") == {}
 
 
 def test_answer_is_plain_data() -> None:

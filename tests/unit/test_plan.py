@@ -6,15 +6,17 @@ import hashlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remote_train import fingerprint, live, markers, plan, runs
+from remote_train import fingerprint, live, markers, plan, provision, runs
 from remote_train.errors import TrainError
 from remote_train.manifest import write_manifest
 from remote_train.offer import Offer
+from tests.unit.hanging import hanging_below
 from tests.unit.stage_host import (
     CODE,
     PACKAGES,
@@ -352,3 +354,100 @@ def test_the_engine_differs_until_it_is_the_same(root):
     (root / plan.ENGINE / "training/fit.py").unlink()
     (root / plan.ENGINE / "training/fit.py").symlink_to("/etc/passwd")
     assert plan.engine_differs(str(root), engine)
+
+
+# Provisioning
+
+
+def on_the_hub(**more: Any) -> dict[str, Any]:
+    return build(model_name_or_path="owner/name", runtime_base="/nowhere/data", **more)
+
+
+@pytest.mark.parametrize(
+    ("selected", "work", "fetches"),
+    [
+        (["style"], ["style"], True),
+        (["style"], [], False),  # all is up to date, and the model may be gone
+        ([], [], True),  # the step alone was asked for
+    ],
+)
+def test_what_provisioning_would_do(selected, work, fetches):
+    request = {**on_the_hub(), "selected": selected}
+    found = plan.provisioning(request, work)
+    assert ("fetches the model owner/name@main" in found) is fetches
+    assert bool(found) is fetches
+    # No model is fetched for a command of the user's own; where it looks for one isn't known.
+    own = {**on_the_hub(stage_command="true"), "selected": selected}
+    assert "fetches the model owner/name@main" not in plan.provisioning(own, work)
+
+
+def test_a_model_that_would_be_moved_away_stops_the_plan(root):
+    (root / "models/mine").mkdir(parents=True)
+    request = build(project_root=str(root), model_name_or_path="models/mine", runtime_base="/none")
+    with pytest.raises(TrainError, match="is to become a link"):
+        plan.provisioning(request, ["style"])
+
+
+def test_a_model_that_sync_brings_is_not_fetched(root):
+    request = build(project_root=str(root), model_name_or_path="mine/model")
+    fetches = "fetches the model mine/model@main"
+    assert fetches in plan.provisioning(request, ["style"])
+    assert fetches not in plan.provisioning(request, ["style"], {"mine/model/config.json": "0"})
+
+
+@pytest.mark.parametrize("setting", ["runtime_base", "hf_home", "model_name_or_path", "root"])
+def test_a_folder_that_hangs_is_named_by_the_plan_within_its_time(
+    tmp_path, monkeypatch, run_module, setting
+):
+    dead = tmp_path / "dead"
+    root = dead if setting == "root" else project(tmp_path / "root")
+    changes = {} if setting == "root" else {setting: str(dead)}
+    request = build(project_root=str(root), **changes)
+    hanging_below(monkeypatch, dead)
+    began = time.monotonic()
+    found = run_module("plan", request=request, code=list(CODE))
+    assert time.monotonic() - began < 20
+    assert found["msg"] == f"{dead} gives no answer in 1 s: a dead mount?"
+    assert "Nothing was changed" in found["hint"]
+    assert found["category"] == "infra"
+
+
+def test_a_disk_that_dies_after_the_first_look_ends_the_plan_too(root, tmp_path, monkeypatch):
+    request = build(project_root=str(root), runtime_base=str(tmp_path / "dead"))
+    plan.reach(request)
+    monkeypatch.setattr(fingerprint, "base_model", lambda *_: "x")
+    hanging_below(monkeypatch, tmp_path / "dead")
+    with pytest.raises(TrainError, match="dead gives no answer") as caught:
+        plan.make(request, CODE, {}, sys.executable)
+    assert caught.value.category == "infra"
+
+
+# What provisioning will do about a Python
+
+
+OLD = {"path": "/x/python", "python": "3.9.2", "packages": {}, "missing": ["torch>=2.6"]}
+
+
+def test_a_plan_hands_on_what_provisioning_refuses(root, tmp_path):
+    named = str(tmp_path / "none")
+    request = build(project_root=str(root))
+    refused = plan.make(request, CODE, {"torch": ">=2.6"}, named)["bare"]
+    with pytest.raises(TrainError) as caught:
+        provision.look(provision.Wanted(str(root), {"torch": ">=2.6"}, named))
+    assert refused == {"install": [], "msg": caught.value.message, "hint": caught.value.hint}
+    assert named in refused["msg"]
+
+
+@pytest.mark.parametrize(
+    ("tried", "expected"),
+    [
+        ([OLD], {"install": [], "msg": "The host has no Python 3.10 or newer."}),
+        ([{**OLD, "python": "3.11.2"}], {"install": ["torch"], "msg": ""}),
+    ],
+)
+def test_what_is_to_be_installed_is_in_the_plan(tried, expected):
+    found = plan.bare("/srv", {"torch": ">=2.6"}, "", {"found": None, "tried": tried})
+    assert found is not None
+    assert {name: found[name] for name in expected} == expected
+    assert plan.bare("/srv", {"torch": ""}, "", {"found": OLD, "tried": []}) is None
+    assert plan.bare("/srv", {}, "", {"found": None, "tried": []}) is None

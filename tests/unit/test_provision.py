@@ -1,79 +1,29 @@
-"""Provisioning: a venv that is really made, and installs only what is missing."""
+"""Provisioning: a venv that is really made, with uv and with pip, and installs what is missing."""
 
 from __future__ import annotations
 
+import glob
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remote_train import provision, pythons
+from remote_train import detached, installer, programs, provision, pythons
 from remote_train.errors import TrainError
+from remote_train.installer import Source
+from tests.unit.wheels import UV, Machine, distribution, served, simple_index, site_packages, wheel
 
 REQUIRED = {"torch": ">=2.6", "small-thing": ">=1,<2"}
-
-
-def distribution(folder: Path, name: str, version: str) -> None:
-    """What importlib.metadata takes for an installed package."""
-    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (info / "RECORD").write_text("")
-    (info / "INSTALLER").write_text("by hand\n")
-
-
-def wheel(folder: Path, name: str, version: str) -> None:
-    """A wheel that pip installs (the binary distribution format of PyPA)."""
-    folder.mkdir(exist_ok=True)
-    stem = f"{name.replace('-', '_')}-{version}"
-    files = {
-        f"{name.replace('-', '_')}.py": f"VERSION = {version!r}\n",
-        f"{stem}.dist-info/METADATA": (
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        ),
-        f"{stem}.dist-info/WHEEL": (
-            "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        ),
-    }
-    files[f"{stem}.dist-info/RECORD"] = "".join(f"{path},,\n" for path in files)
-    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
-        for path, content in files.items():
-            archive.writestr(path, content)
-
-
-def site_packages(venv: Path) -> Path:
-    return next(venv.glob("lib/python*/site-packages"))
-
-
-class Machine:
-    """A rented machine: one Python with a torch of its own, and an index of packages."""
-
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, torch: str = "2.13.0") -> None:
-        self.root = folder / "project root"
-        self.index = folder / "index"
-        self.image = folder / "venv" / "main"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(self.image)], check=True)
-        self.python = str(self.image / "bin" / "python")
-        if torch:
-            distribution(site_packages(self.image), "torch", torch)
-        wheel(self.index, "small-thing", "1.5")
-        wheel(self.index, "torch", "99.0")  # a newer one, which must not be taken
-        patch.setattr(pythons, "CONDA_FOLDERS", (str(folder / "venv" / "*"),))
-        patch.setenv("PATH", "/bin:/usr/bin")
-        patch.setenv("PIP_NO_INDEX", "1")
-        patch.setenv("PIP_FIND_LINKS", str(self.index))
-        patch.setenv("PIP_CONFIG_FILE", os.devnull)
-
-    def contents(self) -> set[str]:
-        return {str(path) for folder in (self.root, self.image) for path in folder.rglob("*")}
-
-    @property
-    def venv(self) -> Path:
-        return self.root / pythons.VENV
+PIP = glob.glob(
+    os.path.join(
+        os.path.dirname(importlib.util.find_spec("ensurepip").origin), "_bundled", "pip-*.whl"
+    )
+)
 
 
 @pytest.fixture
@@ -81,66 +31,240 @@ def machine(tmp_path, monkeypatch):
     return Machine(tmp_path, monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A machine on which the venv has been made, and the answer; it takes some seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        machine = Machine(tmp_path_factory.mktemp("machine"), patch)
-        machine.before = machine.contents()
-        yield machine, provision.ensure(str(machine.root), REQUIRED)
+@pytest.fixture(params=["pip", "uv"])
+def tool(request, monkeypatch):
+    """Each program that installs, the other one out of the way."""
+    if request.param == "uv":
+        if not UV:
+            pytest.fail("uv is missing: it is among the packages for development")
+        monkeypatch.setattr(installer, "find_uv", lambda _base: UV)
+    else:
+        monkeypatch.setattr(installer, "find_uv", lambda _base: "")
+    return request.param
 
 
-def test_a_venv_is_made_with_what_is_missing(made):
-    machine, answer = made
+def wanted(machine: Machine, requirements: Any = REQUIRED, **more: Any) -> provision.Wanted:
+    more.setdefault("source", Source(wheels=str(machine.index)))
+    return provision.Wanted(str(machine.root), requirements, **more)
+
+
+def carry_out(asked: provision.Wanted) -> dict[str, Any]:
+    os.makedirs(os.path.join(asked.root, detached.FOLDER), exist_ok=True)
+    return provision.carry_out(asked, detached.Reporter(asked.root, "token", ("s3cret",)), "")
+
+
+def log_of(machine: Machine) -> str:
+    return Path(detached.path(str(machine.root), "work.log")).read_text(encoding="utf-8")
+
+
+def imported(python: str, name: str) -> str:
+    command = [python, "-c", f"import {name}; print({name}.VERSION)"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+# What is made
+
+
+def test_a_venv_is_made_with_what_is_missing_and_the_image_is_left_alone(machine, tool):
+    before = {name for name in machine.contents() if name.startswith(str(machine.image))}
+    answer = carry_out(wanted(machine))
     assert answer["changed"] is True
     assert answer["installed"] == ["small-thing>=1,<2"]
     python = answer["python"]
     assert python["path"] == str(machine.venv / "bin" / "python")
     assert python["missing"] == []
-    done = subprocess.run(
-        [python["path"], "-c", "import small_thing; print(small_thing.VERSION)"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "1.5\n"
-
-
-def test_the_torch_that_fits_the_driver_stays_and_is_seen(made):
-    machine, answer = made
-    assert answer["python"]["packages"]["torch"] == "2.13.0"
+    assert imported(python["path"], "small_thing") == "1.5"
+    # The torch that fits the driver is seen, and neither replaced nor covered by another one.
+    assert python["packages"]["torch"] == "2.13.0"
     assert not list(site_packages(machine.venv).glob("torch*"))
-    # Nothing of the image's own was touched.
-    image = {name for name in machine.contents() if name.startswith(str(machine.image))}
-    assert image == {name for name in machine.before if name.startswith(str(machine.image))}
+    assert before == {name for name in machine.contents() if name.startswith(str(machine.image))}
+    assert f"installed with {tool}" in log_of(machine)
+    # The second time it is found first, and there is nothing left to do.
+    again = provision.look(wanted(machine))
+    assert (again.steps, again.python) == ([], python)
 
 
-def test_the_second_time_it_is_found_first(made):
-    machine, answer = made
-    again = provision.ensure(str(machine.root), REQUIRED)
-    assert again == {"changed": False, "python": answer["python"], "installed": []}
+def test_torch_is_added_where_there_is_none(tmp_path, monkeypatch, tool):
+    machine = Machine(tmp_path, monkeypatch, torch="")
+    wheel(machine.index, "torch", "2.14.0")
+    answer = carry_out(wanted(machine, {"torch": ">=2.6,<3", "small-thing": ">=1,<2"}))
+    assert answer["python"]["packages"] == {"torch": "2.14.0", "small-thing": "1.5"}
+    assert imported(answer["python"]["path"], "torch") == "2.14.0"
 
 
-def test_check_mode_changes_nothing_and_says_what_it_would_install(machine):
+def test_a_torch_with_a_build_of_its_own_stays(tmp_path, monkeypatch, tool):
+    machine = Machine(tmp_path, monkeypatch, torch="2.13.0a0+git1.nv24")
+    answer = carry_out(wanted(machine))
+    assert answer["python"]["packages"]["torch"] == "2.13.0a0+git1.nv24"
+
+
+def test_a_package_that_wants_another_torch_does_not_get_one(machine, tool):
+    wheel(machine.index, "greedy", "1.0", ["torch>=50"])
+    asked = wanted(machine, {"torch": ">=2.6", "greedy": ""})
+    if tool == "pip":
+        with pytest.raises(TrainError, match=r"torch|ResolutionImpossible"):
+            carry_out(asked)
+    else:  # it isn't told of torch
+        carry_out(asked)
+    assert not list(site_packages(machine.venv).glob("torch*"))
+
+
+def test_a_torch_that_is_too_old_is_not_replaced_and_that_is_said(tmp_path, monkeypatch):
+    machine = Machine(tmp_path, monkeypatch, torch="2.5.1")
     before = machine.contents()
-    answer = provision.ensure(str(machine.root), REQUIRED, check=True)
-    assert answer == {"changed": True, "python": None, "installed": ["small-thing>=1,<2"]}
+    with pytest.raises(TrainError, match=r"torch 2.5.1 of .* is not >=2.6, and .* never replaced"):
+        provision.look(wanted(machine))
+    assert machine.contents() == before
+
+
+def test_a_venv_that_was_half_made_is_gone_on_with(machine, tool):
+    first = {"torch": ">=2.6"}
+    installer.make_venv(machine.python, str(machine.venv))
+    kept = machine.venv / "kept"
+    kept.touch()
+    assert provision.look(wanted(machine, first)).python is not None
+    answer = carry_out(wanted(machine))
+    assert answer["python"]["missing"] == []
+    assert kept.exists()
+    assert "going on with the venv" in log_of(machine)
+
+
+@pytest.mark.parametrize("broken", ["no python", "other base", "cut"])
+def test_a_venv_that_is_broken_is_made_anew(machine, broken):
+    (machine.venv / "bin").mkdir(parents=True)
+    if broken == "other base":
+        (machine.venv / "pyvenv.cfg").write_text("home = /nowhere/bin\n")
+    if broken == "cut":
+        (machine.venv / "pyvenv.cfg").write_text("home")
+    python = str(machine.venv / "bin" / "python")
+    assert not installer.sees(machine.python, python)
+    installer.make_venv(machine.python, str(machine.venv))
+    assert installer.sees(machine.python, python)
+
+
+def test_a_host_without_uv_and_pip_is_helped_by_a_wheel_of_pip(machine, monkeypatch):
+    if not PIP:
+        pytest.skip("this Python's ensurepip brings no wheel")
+    monkeypatch.setattr(installer, "find_uv", lambda _base: "")
+    real = installer.modules_of
+    hidden = {"pip", "ensurepip"}
+    monkeypatch.setattr(
+        installer, "modules_of", lambda p, *names: [n for n in real(p, *names) if n not in hidden]
+    )
+    assert provision.look(wanted(machine)).needs_pip
+    answer = carry_out(wanted(machine, pip=PIP[0]))
+    assert imported(answer["python"]["path"], "small_thing") == "1.5"
+    # One among the carried wheels will do as well, and then none has to be sent.
+    shutil.copy(PIP[0], machine.index)
+    shutil.rmtree(machine.venv)
+    assert not provision.look(wanted(machine)).needs_pip
+    assert carry_out(wanted(machine))["python"]["missing"] == []
+
+
+# Where packages come from
+
+
+def test_packages_come_from_the_index_that_is_named(machine, tool, tmp_path):
+    simple_index(tmp_path / "served", machine.index)
+    with served(tmp_path / "served") as server:
+        url = f"http://user:s3cret@127.0.0.1:{server.server_port}/simple"
+        answer = carry_out(wanted(machine, source=Source(index_url=url)))
+        assert answer["python"]["missing"] == []
+        asked = [path for path, _ in server.asked]
+        assert any(path.endswith("small_thing-1.5-py3-none-any.whl") for path in asked)
+        # The torch that is there isn't even asked for.
+        assert not any(path.endswith("torch-99.0-py3-none-any.whl") for path in asked)
+        assert any(authorization for _, authorization in server.asked)
+    assert "s3cret" not in log_of(machine)
+
+
+def test_with_a_folder_of_wheels_no_index_is_asked(machine, tool, tmp_path, monkeypatch):
+    simple_index(tmp_path / "served", machine.index)
+    with served(tmp_path / "served") as server:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+        assert carry_out(wanted(machine))["python"]["missing"] == []
+        assert server.asked == []
+
+
+def test_uv_asks_the_index_that_pip_is_set_up_with(monkeypatch, tmp_path):
+    config = tmp_path / "pip.conf"
+    config.write_text(
+        "[global]\nindex-url = http://mirror:8080/simple\nextra-index-url =\n  http://a/s\n  http://b/s\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
+    found = installer.uv_environment(Source(), "")
+    assert found["UV_DEFAULT_INDEX"] == "http://mirror:8080/simple"
+    assert found["UV_INSECURE_HOST"] == "mirror:8080"
+    assert found["UV_INDEX"] == "http://a/s http://b/s"
+    monkeypatch.setenv("PIP_INDEX_URL", "https://other/simple")
+    assert installer.uv_environment(Source(), "")["UV_DEFAULT_INDEX"] == "https://other/simple"
+    # What is set up for uv itself, or named, wins.
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://uv/simple")
+    assert "UV_DEFAULT_INDEX" not in installer.uv_environment(Source(), "")
+    named = installer.uv_environment(Source("https://named/simple"), "/data/cache")
+    assert named["UV_DEFAULT_INDEX"] == "https://named/simple"
+    assert named["UV_INDEX"] == "http://a/s http://b/s"
+    assert named["UV_CACHE_DIR"] == "/data/cache/uv"
+
+
+def test_an_index_may_hold_a_password_and_is_on_no_command_line(machine, monkeypatch):
+    commands = []
+    monkeypatch.setattr(programs, "run", lambda command, *_args, **_more: commands.append(command))
+    monkeypatch.setattr(installer, "find_uv", lambda _base: "")
+    url = "https://user:s3cret@mirror/simple"
+    installer.install(machine.python, machine.python, ["x"], "", Source(url), pip="/pip.whl")
+    assert commands
+    assert "s3cret" not in str(commands)
+    assert installer.pip_environment(Source(url), "")["PIP_INDEX_URL"] == url
+
+
+@pytest.mark.parametrize("content", [None, "readme.txt"])
+def test_a_folder_of_wheels_that_is_none_is_refused(machine, tmp_path, content):
+    folder = tmp_path / "wheels"
+    if content:
+        folder.mkdir()
+        (folder / content).touch()
+    with pytest.raises(TrainError, match=r"provision_wheels is .*, which (is no folder|holds no)"):
+        carry_out(wanted(machine, source=Source(wheels=str(folder))))
+
+
+def test_a_wheel_that_arrived_otherwise_than_it_was_sent_is_not_installed(machine):
+    path = next(machine.index.glob("small*.whl"))
+    with pytest.raises(TrainError, match="another SHA-256") as caught:
+        carry_out(wanted(machine, digests={str(path): "0" * 64}))
+    assert caught.value.category == "integrity"
+    assert not path.exists()
+
+
+# What is refused and said
+
+
+def test_check_mode_changes_nothing_and_says_what_it_would_do(machine):
+    before = machine.contents()
+    outlook = provision.look(wanted(machine))
+    assert outlook.python is None
+    assert outlook.install == ["small-thing>=1,<2"]
+    assert outlook.steps == [
+        f"makes a venv in outputs/training_sync/venv that sees {machine.python}, "
+        "with small-thing>=1,<2"
+    ]
     assert machine.contents() == before
     assert not machine.root.exists()
 
 
 def test_a_python_that_has_it_all_is_taken_as_it_is(machine):
-    answer = provision.ensure(str(machine.root), {"torch": ">=2.6"})
-    assert (answer["changed"], answer["installed"]) == (False, [])
-    assert answer["python"]["path"] == machine.python
-    assert not machine.root.exists()
+    outlook = provision.look(wanted(machine, {"torch": ">=2.6"}))
+    assert outlook.steps == []
+    assert outlook.python["path"] == machine.python
 
 
-@pytest.mark.parametrize("check", [True, False])
-def test_a_named_python_is_never_installed_into(machine, check):
+def test_a_named_python_is_never_installed_into(machine):
     before = machine.contents()
     with pytest.raises(TrainError) as caught:
-        provision.ensure(str(machine.root), REQUIRED, named=machine.python, check=check)
+        provision.look(wanted(machine, python=machine.python))
     assert caught.value.message == (f"The Python {machine.python} can't train: small-thing>=1,<2.")
     assert "provision_python" in caught.value.hint
     assert caught.value.category == "infra"
@@ -149,92 +273,172 @@ def test_a_named_python_is_never_installed_into(machine, check):
 
 def test_a_named_python_that_is_not_there(machine):
     with pytest.raises(TrainError, match=r"/nowhere/python doesn't run \(FileNotFoundError\)"):
-        provision.ensure(str(machine.root), REQUIRED, named="/nowhere/python")
+        provision.look(wanted(machine, python="/nowhere/python"))
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, machine: Machine, *args: Any) -> list[list[str]]:
-    """The commands that provisioning runs, none of which does anything."""
-    commands: list[list[str]] = []
-
-    def note(command: list[str], _failure: str, _hint: str, environment: Any = None) -> None:
-        commands.append([*command, *(f"{k}={v}" for k, v in (environment or {}).items())])
-
-    monkeypatch.setattr(provision, "_run", note)
-    monkeypatch.setattr(provision, "_see_packages_of", lambda *_: None)
-    python = machine.venv / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec "{machine.python}" "$@"\n')
-    python.chmod(0o755)
-    monkeypatch.setattr(pythons, "candidates", lambda *_: [machine.python])
-    with pytest.raises(TrainError, match="still lacks"):
-        provision.ensure(str(machine.root), *args)
-    return commands
-
-
-def test_a_requirement_without_bounds_is_installed_as_well(machine, monkeypatch):
-    _, pip = installed(monkeypatch, machine, {"small-thing": "", "other": ">=1"})
-    assert {"small-thing", "other>=1", "torch==2.13.0"} <= set(pip)
-
-
-def test_packages_come_from_the_index_that_is_named(machine, monkeypatch):
-    venv, pip = installed(monkeypatch, machine, REQUIRED, "", "http://mirror/simple")
-    # In the environment: an address with a password in it must not be on a command line.
-    assert pip[-1] == "PIP_INDEX_URL=http://mirror/simple"
-    assert "--index-url" not in pip
-    # No other index is asked on the way there.
-    assert "--upgrade-deps" not in venv
-
-
-def test_the_venv_is_made_from_the_python_that_has_torch(tmp_path, monkeypatch):
-    machine = Machine(tmp_path, monkeypatch)
-    first = tmp_path / "venv" / "a_first_one"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(first)], check=True)
-    venv, _ = installed(monkeypatch, machine, REQUIRED)
-    assert venv[0] == machine.python
-
-
-def test_an_installation_that_fails_says_why(machine, monkeypatch):
-    real = provision._run
-
-    def run(command: list[str], failure: str, hint: str, environment: Any = None) -> None:
-        if "pip" in command:
-            error = "ERROR: No matching thing at https://user:secret@mirror/simple"
-            command = ["sh", "-c", f"echo a; echo '{error}' >&2; exit 1"]
-            real(command, failure, hint, environment)
-
-    monkeypatch.setattr(provision, "_run", run)
-    monkeypatch.setattr(provision, "_see_packages_of", lambda *_: None)
+def test_an_installation_that_fails_says_why(machine, tool):
     with pytest.raises(TrainError) as caught:
-        provision.ensure(str(machine.root), REQUIRED)
-    assert caught.value.message.endswith(
-        "failed: ERROR: No matching thing at https://mirror/simple"
-    )
-    assert "provision_index_url" in caught.value.hint
+        carry_out(wanted(machine, {"torch": ">=2.6", "no-such-thing": ">=1"}))
+    assert caught.value.message.startswith("Installing no-such-thing>=1 failed: ")
+    assert "no-such-thing" in caught.value.message.partition("failed: ")[2]
+    assert "provision_wheels" in caught.value.hint
     assert caught.value.category == "infra"
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("script", "words"),
     [
-        (["sh", "-c", "exit 1"], "It failed: no word"),
-        (["sh", "-c", "echo one; echo two; exit 1"], "It failed: two"),
-        (["sh", "-c", "echo why >&2; exit 1"], "It failed: why"),
-        (["/nowhere"], "It failed: [Errno 2]"),
+        ("exit 1", "It failed: no word"),
+        ("echo one; echo two; exit 1", "It failed: two"),
+        ("echo why >&2; exit 1", "It failed: why"),
+        ("echo ERROR: this; echo then that; exit 1", "It failed: ERROR: this"),
+        ("echo error: no solution; echo '  cause: because'; exit 1", "It failed: because"),
+        ("sleep 30", "It failed: it took longer than 1 s."),
     ],
 )
-def test_a_program_that_fails_is_one_sentence(command, words):
+def test_a_program_that_fails_is_one_sentence(script, words):
     with pytest.raises(TrainError) as caught:
-        provision._run(command, "It failed", "A hint.")
-    assert caught.value.message.startswith(words)
-    assert "\n" not in caught.value.message
+        programs.run(["sh", "-c", script], "It failed", "A hint.", within=1)
+    assert caught.value.message == words
 
 
-def test_a_host_without_a_python_that_is_new_enough(tmp_path, monkeypatch):
-    old = tmp_path / "conda" / "bin" / "python"
-    old.parent.mkdir(parents=True)
-    old.write_text('#!/bin/sh\necho \'{"python": "3.9.2", "packages": {"torch": "2.8"}}\'\n')
-    old.chmod(0o755)
-    monkeypatch.setattr(pythons, "CONDA_FOLDERS", ())
-    monkeypatch.setattr(pythons, "candidates", lambda *_: [str(old)])
-    with pytest.raises(TrainError, match=r"The host has no Python 3.10 or newer"):
-        provision.ensure(str(tmp_path), REQUIRED)
+def test_a_program_that_is_not_there_and_a_full_disk():
+    with pytest.raises(TrainError, match=r"It failed: \[Errno 2\]"):
+        programs.run(["/nowhere"], "It failed", "A hint.")
+    script = "echo 'OSError: [Errno 28] No space left on device'; exit 1"
+    with pytest.raises(TrainError) as caught:
+        programs.run(["sh", "-c", script], "It failed", "A hint.")
+    assert "runtime_base" in caught.value.hint
+
+
+# Which Python the venv is made from
+
+
+def one(path: str, python: str = "3.11.2", **packages: str) -> dict[str, Any]:
+    return {"path": path, "python": python, "packages": packages, "missing": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("tried", "chosen"),
+    [
+        ([one("/a"), one("/b")], "/a"),
+        ([one("/a"), one("/b", torch="2.7")], "/b"),
+        ([one("/a", torch="2.9"), one("/b", torch="2.7")], "/a"),
+        ([one("/a", torch="2.5"), one("/b", torch="2.7")], "/b"),
+        ([one("/a", "3.9.2", torch="2.7"), one("/b")], "/b"),
+        ([one("/own", torch="2.7"), one("/b")], "/b"),
+        ([one("/a", ""), one("/b")], "/b"),
+    ],
+)
+def test_the_base_is_one_whose_torch_will_do_else_the_first(tried, chosen):
+    assert provision.base_of(tried, {"torch": ">=2.6"}, "/own")["path"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("tried", "words"),
+    [
+        ([one("/a", "3.9.2", torch="2.8")], "no Python 3.10 or newer"),
+        ([], "no Python 3.10 or newer"),
+        ([one("/own", torch="2.7")], "no Python 3.10 or newer"),
+        ([one("/a", torch="2.5"), one("/b")], "never replaced"),
+    ],
+)
+def test_no_base_will_do(tried, words):
+    with pytest.raises(TrainError, match=words):
+        provision.base_of(tried, {"torch": ">=2.6"}, "/own")
+
+
+@pytest.mark.parametrize(
+    ("phrase", "name", "is_lacking"),
+    [
+        ("torch>=2.6", "torch", True),
+        ("torch", "torch", True),
+        ("torch>=2.6 (it has 2.5)", "torch", True),
+        ("modelscope (it has 1)", "modelscope", True),
+        ("torchvision>=1", "torch", False),
+        ("torch-extra", "torch", False),
+    ],
+)
+def test_what_a_probe_says_is_lacking(phrase, name, is_lacking):
+    assert provision.lacks([phrase], name) is is_lacking
+
+
+def test_the_tools_are_looked_for_where_images_put_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(installer, "UV_FOLDERS", ("~/.local/bin",))
+    base = str(tmp_path / "conda/bin/python")
+    assert installer.find_uv(base) == ""
+    for place in (".local/bin/uv", "conda/bin/uv"):  # beside the Python itself comes first
+        program = tmp_path / place
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+        assert installer.find_uv(base) == str(program)
+
+
+def test_the_module_starts_nothing_without_a_token_or_in_check_mode(
+    machine, run_module, monkeypatch
+):
+    monkeypatch.setenv("PATH", f"{machine.image}/bin:/bin:/usr/bin")
+    arguments = {"project_root": str(machine.root), "requirements": REQUIRED}
+    for more in ({}, {"token": "t", "check": True}):
+        found = run_module("provision", **arguments, **more)
+        assert found["status"] == {}
+        assert found["installed"] == ["small-thing>=1,<2"]
+        assert found["changed"] is bool(more)
+        assert not machine.root.exists()
+
+
+def test_the_module_says_a_refusal_in_one_sentence(machine, run_module):
+    found = run_module(
+        "provision", project_root=str(machine.root), requirements=REQUIRED, python="/nowhere"
+    )
+    assert found["failed"]
+    assert found["msg"].startswith("The Python /nowhere can't train")
+    assert found["category"] == "infra"
+
+
+def test_an_own_package_is_seen_through_two_venvs(machine):
+    distribution(site_packages(machine.image), "other", "3.0")
+    python = installer.make_venv(machine.python, str(machine.venv))
+    assert pythons.probe(python, {"other": "==3.0"})["missing"] == []
+    assert pythons.probe(sys.executable, {"other": ""})["missing"] == ["other"]
+
+
+def test_the_newest_pip_is_the_one_with_the_highest_number(tmp_path):
+    for version in ("9.0.3", "25.3", "25.10"):
+        (tmp_path / f"pip-{version}-py3-none-any.whl").touch()
+    assert Path(installer.pip_wheel(str(tmp_path))).name == "pip-25.10-py3-none-any.whl"
+    assert installer.pip_wheel(str(tmp_path / "none")) == ""
+
+
+def test_no_password_of_the_hub_stands_in_the_steps(tmp_path):
+    model = {"name": "a/b", "revision": "main", "modelscope": False}
+    asked = provision.Wanted(
+        str(tmp_path), {}, endpoint="https://me:s3cret@mirror.example", models=[model]
+    )
+    (step,) = provision.look(asked).steps
+    assert step == "fetches the model a/b@main from https://mirror.example"
+
+
+def test_the_module_takes_a_folder_of_the_hosts_for_a_model(tmp_path, run_module):
+    model = {"model_revision": "main", "use_modelscope": False}
+    stages = [{"command": "", "model": {**model, "model_name_or_path": "models/mine"}}]
+    arguments = {"project_root": str(tmp_path), "requirements": {}, "stages": stages}
+    assert run_module("provision", **arguments)["steps"] == [
+        "fetches the model models/mine@main from the hub"
+    ]
+    (tmp_path / "models/mine").mkdir(parents=True)
+    assert run_module("provision", **arguments)["steps"] == []
+
+
+def test_a_program_is_ended_with_the_one_who_listens(tmp_path):
+    def full(_line: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    script = f"echo $$ > {tmp_path}/pid; echo hi; sleep 60"
+    with pytest.raises(OSError, match="No space"):
+        programs.run(["sh", "-c", script], "It failed", "A hint.", on_line=full)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from remote_train import pythons
+from remote_train.errors import TrainError
+from tests.unit.hanging import hanging_below
 from tests.unit.stage_host import HOUSE
 
 
@@ -217,3 +220,27 @@ def test_a_python_without_a_way_to_look_counts_as_one_that_does_not_run(fake):
     answer: dict[str, Any] = pythons.probe(path, {})
     assert answer["packages"] == {}
     assert subprocess.run([path], check=False, capture_output=True).returncode == 1
+
+
+def test_a_python_that_hangs_is_passed_over_and_all_of_them_together_have_a_limit(
+    fake, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pythons, "FIRST_SECONDS", 0.5)
+    monkeypatch.setattr(pythons, "OTHERS_SECONDS", 1.5)
+    hanging = [fake(f"conda{n}/bin/python", "exec sleep 60") for n in (1, 2, 3)]
+    good = fake("conda4/bin/python", torch="2.13")
+    began = time.monotonic()
+    search = pythons.find(str(tmp_path / "project"), {"torch": ">=2.6"})
+    assert time.monotonic() - began < 5
+    assert search["found"]["path"] == good
+    assert [t["path"] for t in search["tried"]] == [*hanging, good]
+    assert all("doesn't run" in t["missing"][0] for t in search["tried"][:3])
+
+
+def test_a_folder_of_pythons_that_hangs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path / 'dead'}{os.pathsep}/usr/bin")
+    monkeypatch.setattr(pythons, "FOLDERS_SECONDS", 1.0)
+    hanging_below(monkeypatch, tmp_path / "dead")
+    with pytest.raises(TrainError, match="dead gives no answer in") as caught:
+        pythons.find(str(tmp_path / "project"), {"torch": ""})
+    assert caught.value.category == "infra"

@@ -64,6 +64,16 @@ def test_each_training_setting_is_in_exactly_one_part_of_a_stage():
     }
 
 
+def test_where_models_lie_is_an_absolute_path():
+    given = {"runtime_base": "/data/", "hf_home": "~/hf", "modelscope_cache": ""}
+    assert build(**given)["storage"] == {**given, "runtime_base": "/data"}
+    for name, value in (("runtime_base", "~/data"), ("runtime_base", "data"), ("hf_home", "hf")):
+        assert (
+            f"{name} is {value!r}, which is not an absolute path"
+            in refused(**{name: value}).message
+        )
+
+
 @pytest.mark.parametrize(
     ("root", "words"),
     [

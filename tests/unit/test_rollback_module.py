@@ -11,6 +11,7 @@ import pytest
 
 from remote_train import journal, plan, runs, transaction
 from tests.unit.bundle_host import Host, make, no_waiting, snapshot
+from tests.unit.stage_host import build
 
 HOUSE = Path(__file__).resolve().parents[2]
 
@@ -155,14 +156,7 @@ def test_the_documentation_renders():
 @pytest.fixture
 def plan_it(run_module, host):
     def run(**options):
-        request = {
-            "project_root": str(host.root),
-            "stages": [],
-            "selected": [],
-            "left_out": [],
-            "fingerprint_ignore": [],
-            "force": False,
-        }
+        request = {**build(project_root=str(host.root)), "stages": [], "selected": []}
         return run_module("plan", request=request, code=["a", "b"], python="/none", **options)
 
     return run

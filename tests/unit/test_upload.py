@@ -55,6 +55,10 @@ class Shell:
         self.resets += 1
 
 
+def a_meter(path, say=print):
+    return Meter(Line(say, None), "sending", path.stat().st_size)
+
+
 class Sender:
     """A shell, a link over it and what was said."""
 
@@ -66,7 +70,7 @@ class Sender:
         self.meter = None
 
     def send(self, path, folder="f"):
-        self.meter = Meter(Line(self.said.append, None), "sending", path.stat().st_size)
+        self.meter = a_meter(path, self.said.append)
         return self.upload.send(str(path), folder, self.meter)
 
 
@@ -323,6 +327,36 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path, archive):
 )
 def test_a_part_takes_about_as_long_as_it_should(length, seconds, expected):
     assert upload_module._next(length, seconds) == expected
+
+
+# -- a file that is to be whole there ------------------------------------------------------------
+
+
+def test_a_whole_file_is_joined_over_cuts_and_not_sent_twice(tmp_path):
+    path = tmp_path / "a wheel's.whl"
+    path.write_bytes(os.urandom(3 * MIB + 5))
+    sender = Sender(str(tmp_path / "in it's"))
+    sender.shell.breaks = {3: MIB // 2, 6: "unreachable"}
+    there = sender.upload.whole(str(path), "wheels", a_meter(path))
+    assert there == str(tmp_path / "in it's" / "wheels" / path.name)
+    with open(there, "rb") as stream:
+        assert stream.read() == path.read_bytes()
+    assert sorted(os.listdir(tmp_path / "in it's")) == ["wheels", "wheels.parts"]
+    assert os.listdir(tmp_path / "in it's" / "wheels.parts") == []
+    sent = len(sender.shell.sent)
+    assert sender.upload.whole(str(path), "wheels", a_meter(path)) == there
+    assert len(sender.shell.sent) == sent
+
+
+def test_a_whole_file_of_another_length_is_replaced(tmp_path):
+    path = tmp_path / "x.whl"
+    path.write_bytes(b"new")
+    there = tmp_path / "in" / "wheels" / "x.whl"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"longer than it is now")
+    sender = Sender(str(tmp_path / "in"))
+    sender.upload.whole(str(path), "wheels", a_meter(path))
+    assert there.read_bytes() == b"new"
 
 
 # -- beside others -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,8 @@ class FileReport:
     ``chats`` counts the chats that are sound, ``lines`` all lines that aren't blank; ``digest``
     is ``sha256:...`` of the file's bytes, empty where it couldn't be read.
     ``questions`` holds each sound chat's line and its user turns, folded (see :func:`fold`).
+    ``longest`` is the size of the longest sound chat in bytes of text (see :func:`text_size`),
+    ``longest_line`` its line; both 0 where there is none.
     """
 
     file: str
@@ -63,6 +65,8 @@ class FileReport:
     digest: str = ""
     ids: dict[str, int] = field(default_factory=dict)
     questions: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+    longest: int = 0
+    longest_line: int = 0
 
     @property
     def ok(self) -> bool:
@@ -82,6 +86,8 @@ class FileReport:
             "lines": self.lines,
             "chats": self.chats,
             "digest": self.digest,
+            "longest": self.longest,
+            "longest_line": self.longest_line,
             "problem_count": self.problem_count,
             "problems": [problem.as_dict() for problem in self.problems],
         }
@@ -138,6 +144,22 @@ def _check_line(
         return
     report.chats += 1
     report.questions.append((number, questions))
+    size = text_size(chat)
+    if size > report.longest:
+        report.longest, report.longest_line = size, number
+
+
+def text_size(chat: dict[str, Any]) -> int:
+    """The bytes of a chat's text in UTF-8, its tool calls as JSON: what a tokenizer gets to see.
+
+    No tokenizer makes more tokens of a text than it has bytes; the chat template adds some.
+    """
+    size = 0
+    for message in chat["messages"]:
+        size += len((message.get("content") or "").encode())
+        if message.get("tool_calls"):
+            size += len(json.dumps(message["tool_calls"], ensure_ascii=False).encode())
+    return size
 
 
 class _UnsoundError(Exception):
@@ -287,6 +309,11 @@ def check_leak(train: Iterable[FileReport], benchmarks: Iterable[FileReport]) ->
                     problems.append(Problem(benchmark.file, number, reason))
                     break
     return problems
+
+
+def trained_by(name: str, files: Iterable[Mapping[str, str]]) -> list[str]:
+    """The stages that train on a file, among the files of all stages."""
+    return [f.get("stage") or "" for f in files if f["name"] == name and f["role"] == "train"]
 
 
 def check_files(

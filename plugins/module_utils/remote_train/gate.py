@@ -1,14 +1,14 @@
 """The gate: a table of checks, what they found, and whether a run stops at it.
 
 A new check is a function from :class:`~remote_train.gate_model.Context` to a verdict, and its
-row in the table of its file (``gate_gpu`` or ``gate_host``); nothing else knows of it.
+row in the table of its file; nothing else knows of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from . import gate_gpu, gate_host
+from . import gate_data, gate_driver, gate_gpu, gate_health, gate_host, gate_links
 from .gate_model import (
     FAIL,
     GPU,
@@ -21,18 +21,43 @@ from .gate_model import (
     Check,
     Context,
     Finding,
+    Looked,
     quantity,
 )
 from .text_table import text_table
 
-CHECKS: tuple[Check, ...] = (*gate_gpu.CHECKS, *gate_host.CHECKS)
+CHECKS: tuple[Check[Context], ...] = (
+    *gate_driver.CHECKS,
+    *gate_gpu.CHECKS,
+    *gate_health.CHECKS,
+    *gate_links.CHECKS,
+    *gate_host.CHECKS,
+    *gate_data.CHECKS,
+)
 """Every check of the passive gate, in the order of its table."""
+
+WIDTHS = (17, 7, 26, 18, 24)
+"""The most columns of the table's cells: with the gaps, 100 in all."""
 
 
 def run_checks(
-    context: Context, mode: str = STRICT, checks: Sequence[Check] = CHECKS
+    context: Context,
+    mode: str = STRICT,
+    checks: Sequence[Check[Context]] = CHECKS,
+    silenced: Mapping[str, str] | None = None,
 ) -> list[Finding]:
     """Run every check; under ``off`` those of the GPU are skipped and say why.
+
+    :param silenced: the reasons for which checks are silenced, by name.
+    :raises ValueError: for a mode that doesn't exist.
+    """
+    return run_table(context, mode, checks, silenced or {})
+
+
+def run_table(
+    context: Looked, mode: str, checks: Sequence[Check[Looked]], silenced: Mapping[str, str]
+) -> list[Finding]:
+    """Run the checks of any table on what they look at, as :func:`run_checks` does.
 
     :raises ValueError: for a mode that doesn't exist.
     """
@@ -40,7 +65,7 @@ def run_checks(
     return [
         Finding(check.name, check.scope, SKIPPED, "gpu_gate is off")
         if mode == OFF and check.scope == GPU
-        else check.run(context)
+        else check.run(context, silenced.get(check.name, ""))
         for check in checks
     ]
 
@@ -86,11 +111,18 @@ def sentence(stopping: Sequence[Finding]) -> tuple[str, str]:
 
 
 def table(findings: Iterable[Finding], everything: bool = False) -> str:
-    """The findings as a text table: those that aren't ok or skipped, or all of them."""
+    """The findings as a text table of at most 100 columns.
+
+    :param everything: all of them; else those that aren't ok or skipped, and those that were
+        silenced and would be neither.
+    """
+    quiet = (OK, SKIPPED)
     rows = [
         (finding.check, finding.result, finding.seen, finding.expected, finding.action)
         for finding in findings
-        if everything or finding.result not in (OK, SKIPPED)
+        if everything
+        or finding.result not in quiet
+        or (finding.silenced and finding.would_be not in quiet)
     ]
     header = ("check", "result", "seen", "expected", "what to do")
-    return text_table(header, rows, (20, 7, 44, 28, 44)) if rows else ""
+    return text_table(header, rows, WIDTHS) if rows else ""

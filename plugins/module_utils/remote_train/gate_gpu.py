@@ -1,14 +1,14 @@
-"""The gate's checks of the GPU and its driver, on what ``nvidia-smi -q -x`` told.
+"""The gate's checks of what the GPUs are and who uses them: can this training run on them?
 
 What a card doesn't tell (consumer cards print N/A for much of it) is ``unknown`` and stops
-nothing. Where the driver doesn't answer, the first check says so and the others are skipped.
+nothing. Where the driver doesn't answer, these checks are skipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import wraps
+import re
 
+from .gate_gpus import RESET, label, needs_gpus, usable
 from .gate_model import (
     FAIL,
     GPU,
@@ -20,174 +20,31 @@ from .gate_model import (
     Context,
     Verdict,
     any_of,
+    each_once,
     quantity,
 )
-from .nvidia_smi import Answer, Gpu
+from .memory_need import GIB
+from .smi_xml import Gpu, Process
 
-#: A card sold as 24 GB shows 22.5 GiB, one sold as 16 GB 15 GiB and a little less free: an
-#: expectation counts as met from nine tenths on.
+#: A card sold as 24 GB shows 22.5 GiB, one sold as 16 GB 15 GiB and a little less free: a number
+#: that a person asks for counts as met from nine tenths on.
 MEMORY_TOLERANCE = 0.10
 
-#: Degrees Celsius below the slowdown at which a card counts as hot before any work.
-HOT_MARGIN = 10
+#: What the architectures can, where the driver doesn't say it of the card: the least of each.
+ARCHITECTURES = {
+    "Kepler": (3, 0),
+    "Maxwell": (5, 0),
+    "Pascal": (6, 0),
+    "Volta": (7, 0),
+    "Turing": (7, 5),
+    "Ampere": (8, 0),
+    "Ada Lovelace": (8, 9),
+    "Hopper": (9, 0),
+    "Blackwell": (10, 0),
+}
 
-#: Where the card names no slowdown threshold: what data-centre cards of the last ten years have.
-DEFAULT_SLOWDOWN = 90
-
-#: The reasons that cost speed and aren't the training's own load.
-HARDWARE_THROTTLE = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
-THROTTLE = (*HARDWARE_THROTTLE, "sw_thermal_slowdown")
-
-NO_GPU = "Rent a machine with an NVIDIA GPU, or set gpu_gate to warn to train without one."
-OTHER_MACHINE = "Ask the provider to repair it, or take another machine."
-RESET = "Reset the GPU or reboot the machine (a provider's restart does); "
-
-# How to know what went wrong when nvidia-smi gave no XML: a piece of its words or its exit code
-# (manual page, "RETURN VALUE"; the codes above 18 are NVML's), what that means, what to do.
-_FAILURES: tuple[tuple[str, int, str, str], ...] = (
-    (
-        "driver/library version mismatch",
-        18,
-        "the driver in the kernel and its library are of different versions",
-        "Reboot the machine; in a container, restart it so that it gets the host's library.",
-    ),
-    (
-        "couldn't communicate with the nvidia driver",
-        9,
-        "the driver isn't loaded",
-        "Reboot the machine, or install the driver again (the kernel may be newer than it); "
-        "in a container, start it with its GPUs.",
-    ),
-    (
-        "gpu is lost",
-        15,
-        "a GPU has fallen off the bus",
-        "Reboot the machine; if it comes back, take another one.",
-    ),
-    (
-        "unable to determine the device handle",
-        15,
-        "a GPU has fallen off the bus",
-        "Reboot the machine; if it comes back, take another one.",
-    ),
-    (
-        "no devices were found",
-        6,
-        "the driver sees no GPU",
-        "Check that the machine was rented with a GPU and that the container was given it.",
-    ),
-    (
-        "nvml shared library couldn't be found",
-        12,
-        "the driver's library is missing",
-        "In a container, start it with its GPUs; else install the driver again.",
-    ),
-    (
-        "insufficient permissions",
-        4,
-        "this user may not ask the driver",
-        "Give the user read and write access to /dev/nvidia*.",
-    ),
-    ("infoROM is corrupted", 14, "the infoROM of a GPU is corrupted", OTHER_MACHINE),
-    ("", 8, "a GPU's power cables aren't attached", OTHER_MACHINE),
-    ("", 10, "the kernel found an interrupt issue with a GPU", OTHER_MACHINE),
-)
-
-
-def driver(context: Context) -> Verdict:
-    """Whether the driver is there and answers.
-
-    Fails when nvidia-smi is missing, doesn't answer in time, can't reach the driver or says
-    what can't be read; warns when it answers and complains (a corrupted infoROM, for one).
-    """
-    answer, expected = context.smi, "nvidia-smi answers"
-    if answer is None:
-        return Verdict(SKIPPED, "nvidia-smi was not asked")
-    if answer.state != "ok":
-        seen, action = _no_answer(answer)
-        return Verdict(FAIL, seen, expected, action)
-    if answer.code:
-        meaning, action = _meaning(answer)
-        return Verdict(WARN, f"it answers, but {meaning} ({_words(answer)})", expected, action)
-    snapshot = answer.snapshot
-    if snapshot.driver_version is None:
-        return Verdict(UNKNOWN, "it answers, but names no version", expected)
-    cuda = f", CUDA {snapshot.cuda_version}" if snapshot.cuda_version else ""
-    return Verdict(OK, f"driver {snapshot.driver_version}{cuda}", expected)
-
-
-def _no_answer(answer: Answer) -> tuple[str, str]:
-    """Why there is no answer, and what to do."""
-    missing = f"there is no {answer.program} on this machine"
-    program = "name its path in gpu_gate_nvidia_smi."
-    if answer.state == "failed":
-        meaning, action = _meaning(answer)
-        return f"{meaning} ({_words(answer)})", action
-    if answer.state == "missing" and not answer.text:
-        return f"{missing}, so no NVIDIA driver and no GPU", NO_GPU
-    table = {
-        "missing": (
-            f"{missing}, though {answer.text}",
-            f"Put nvidia-smi into the image, or {program}",
-        ),
-        "unusable": (
-            f"{answer.program} can't be run ({answer.text})",
-            f"Install the driver again, or {program}",
-        ),
-        "hangs": (
-            f"nvidia-smi gave no answer within {answer.seconds:g} s",
-            "The driver hangs: reboot the machine; if it comes back, take another one.",
-        ),
-        "unreadable": (
-            f"the answer of nvidia-smi can't be read: {answer.text}",
-            "Run nvidia-smi -q -x on the machine and look at what it prints.",
-        ),
-    }
-    return table[answer.state]
-
-
-def _meaning(answer: Answer) -> tuple[str, str]:
-    """What a failed call means, and what to do: by its words, else by its exit code."""
-    said = answer.text.lower()
-    for piece, _code, meaning, action in _FAILURES:
-        if piece and piece.lower() in said:
-            return meaning, action
-    for _piece, code, meaning, action in _FAILURES:
-        if code == answer.code:
-            return meaning, action
-    return "nvidia-smi failed", "Run nvidia-smi on the machine and look at what it says."
-
-
-def _words(answer: Answer) -> str:
-    code = answer.code if answer.code is not None else 0
-    ended = f"killed by signal {-code}" if code < 0 else f"exit {code}"
-    return f"{ended}: {answer.text}" if answer.text else ended
-
-
-GpuCheck = Callable[[Context], Verdict]
-
-
-def _needs_gpus(function: GpuCheck) -> GpuCheck:
-    """Skip a check of the GPUs' fields where there is no GPU to look at."""
-
-    @wraps(function)
-    def guarded(context: Context) -> Verdict:
-        if context.smi is None or context.smi.state != "ok":
-            return Verdict(SKIPPED, "the driver doesn't answer")
-        if not context.gpus:
-            return Verdict(SKIPPED, "there is no GPU")
-        return function(context)
-
-    return guarded
-
-
-def _label(gpu: Gpu, text: str) -> str:
-    return f"GPU {gpu.index}: {text}"
-
-
-def _usable(gpu: Gpu) -> bool:
-    """Whether a program could compute on it: in reach, and not in MIG mode without a slice."""
-    return not gpu.faults and not (gpu.mig_enabled and not gpu.mig_devices)
+#: The first compute capability with bfloat16 in hardware (Ampere).
+BFLOAT16 = (8, 0)
 
 
 def gpu_count(context: Context) -> Verdict:
@@ -197,30 +54,28 @@ def gpu_count(context: Context) -> Verdict:
     """
     if context.smi is None or context.smi.state != "ok":
         return Verdict(SKIPPED, "the driver doesn't answer")
-    expected = f"at least {context.gpu_count}"
-    usable = [gpu for gpu in context.gpus if _usable(gpu)]
-    names = sorted({gpu.name or "of unknown name" for gpu in usable})
-    seen = quantity(len(usable), "usable GPU") + (f" ({any_of(names)})" if names else "")
-    if len(usable) < len(context.gpus):
+    wanted = context.limits.gpus
+    expected = f"at least {wanted}"
+    good = [gpu for gpu in context.gpus if usable(gpu)]
+    names = sorted({gpu.name or "of unknown name" for gpu in good})
+    seen = quantity(len(good), "usable GPU") + (f" ({any_of(names)})" if names else "")
+    if len(good) < len(context.gpus):
         seen += f" of {len(context.gpus)}"
-    if len(usable) >= context.gpu_count:
+    if len(good) >= wanted:
         return Verdict(OK, seen, expected)
-    action = "Rent a machine with more GPUs, or lower gpu_gate_gpu_count."
+    action = "Rent a machine with more GPUs, or lower gpu_gate_gpus."
     if any(gpu.mig_enabled and not gpu.mig_devices for gpu in context.gpus):
         action = "Create a MIG instance or switch MIG off (nvidia-smi -mig 0, as root)."
     return Verdict(FAIL, seen, expected, action)
 
 
-@_needs_gpus
+@needs_gpus
 def gpu_state(context: Context) -> Verdict:
-    """Whether every GPU is in the driver's reach and needs no reset.
-
-    Fails for a GPU that "is lost" or whose recovery action is a reset or a reboot.
-    """
+    """Whether every GPU is in the driver's reach and needs no reset."""
     expected = "in reach, no reset needed"
-    bad = [_label(gpu, any_of(list(gpu.faults))) for gpu in context.gpus if gpu.faults]
+    bad = [label(gpu, any_of(list(gpu.faults))) for gpu in context.gpus if gpu.faults]
     bad += [
-        _label(gpu, f"needs {gpu.recovery_action}")
+        label(gpu, f"needs {gpu.recovery_action}")
         for gpu in context.gpus
         if gpu.recovery_action not in (None, "none") and not gpu.faults
     ]
@@ -243,57 +98,117 @@ def _memory(gpu: Gpu, free: bool) -> int | None:
     return gpu.memory_free_mib if free else gpu.memory_total_mib
 
 
-def _mostly_taken(gpu: Gpu) -> bool:
-    total, free = _memory(gpu, free=False), _memory(gpu, free=True)
-    return total is not None and free is not None and free * 2 < total
+def _too_small(context: Context, amounts: list[int | None], needed: float) -> bool:
+    """Whether fewer GPUs than asked for have ``needed`` MiB.
+
+    Those that don't tell may have it: only what is known to be too small counts against it.
+    """
+    small = sum(1 for amount in amounts if amount is not None and amount < needed)
+    return len(amounts) - small < min(context.limits.gpus, len(amounts))
 
 
 def _memory_verdict(context: Context, free: bool, action: str) -> Verdict:
-    """Whether enough GPUs have what is expected of their memory."""
+    """Whether enough GPUs have what a person asks for, else what the estimate says."""
+    limits, need = context.limits, context.need
     amounts = [_memory(gpu, free) for gpu in context.gpus]
     known = [amount for amount in amounts if amount is not None]
-    seen = any_of([f"{amount / 1024:.1f} GiB" for amount in known]) + (" free" if free else "")
-    expected = f"{context.gpu_memory_gib:g} GiB" if context.gpu_memory_gib else "anything"
+    texts = each_once(f"{amount / 1024:.1f} GiB" for amount in known)
+    seen = any_of(texts) + (" free" if free else "")
+    if limits.memory_gib:
+        asked = f"{limits.memory_gib:g} GiB"
+        expected = f"{asked} (gpu_gate_memory_gib)"
+        most = least = limits.memory_gib * 1024 * (1 - MEMORY_TOLERANCE)
+    elif need:
+        asked = need.short
+        expected = f"{asked}, see gpu_memory" if free else f"{need} (stage {need.stage})"
+        size = need.size / GIB * 1024
+        least, most = size * (1 - limits.memory_slack), size
+    elif context.unsized:
+        expected = f"not known: the size of {context.unsized} isn't told by its name"
+        return Verdict(UNKNOWN, seen or "not told", expected)
+    else:
+        asked, expected, least, most = "", "anything", 0.0, 0.0
     if not known:
         return Verdict(UNKNOWN, "not told", expected)
-    needed = context.gpu_memory_gib * 1024 * (1 - MEMORY_TOLERANCE)
-    # Those that don't tell may have it: only what is known to be too small counts against it.
-    too_small = sum(1 for amount in known if amount < needed)
-    if len(amounts) - too_small < min(context.gpu_count, len(amounts)):
-        return Verdict(FAIL, seen, expected, action)
+    if _too_small(context, amounts, least):
+        return Verdict(FAIL, f"{seen}, needed {asked}", expected, action)
+    if _too_small(context, amounts, most):
+        return Verdict(WARN, f"{seen}, needed {asked}: it may just not do", expected, action)
     return Verdict(OK, seen, expected)
 
 
-@_needs_gpus
+@needs_gpus
 def gpu_memory(context: Context) -> Verdict:
-    """Whether as many GPUs as asked for have the memory that is expected of them.
+    """Whether as many GPUs as asked for have the memory that model and settings need.
 
-    Cards show less than they are sold with, so nine tenths are enough.
+    The need is an estimate, unless ``gpu_gate_memory_gib`` names one.
     """
-    action = "Rent a larger GPU, or lower gpu_gate_memory_gib if the model needs less."
+    action = (
+        "Rent a larger GPU; or set use_qlora, lower max_length or per_device_train_batch_size, "
+        "or name what is enough in gpu_gate_memory_gib."
+    )
     return _memory_verdict(context, free=False, action=action)
 
 
-@_needs_gpus
+@needs_gpus
 def gpu_memory_free(context: Context) -> Verdict:
-    """Whether that memory is free. Without an expectation, warns when more than half is taken."""
+    """Whether that memory is free."""
     action = "End what holds the memory (nvidia-smi shows it), or restart the machine."
     verdict = _memory_verdict(context, free=True, action=action)
-    if verdict.result != OK or context.gpu_memory_gib:
+    if verdict.result != OK or verdict.expected != "anything":
         return verdict
-    taken = [gpu for gpu in context.gpus if _mostly_taken(gpu)]
-    if len(context.gpus) - len(taken) < min(context.gpu_count, len(context.gpus)):
+    pairs = [(_memory(gpu, free=False), _memory(gpu, free=True)) for gpu in context.gpus]
+    taken = [1 for total, free in pairs if total and free is not None and free * 2 < total]
+    if len(pairs) - len(taken) < min(context.limits.gpus, len(pairs)):
         return Verdict(WARN, verdict.seen, "at least half", action)
     return verdict
 
 
-@_needs_gpus
-def gpu_processes(context: Context) -> Verdict:
-    """Whether other programs compute on the GPUs already.
+def capability(context: Context, gpu: Gpu) -> tuple[int, int] | None:
+    """A GPU's compute capability: what the driver says, else the least of its architecture."""
+    return context.capabilities.get(gpu.index) or ARCHITECTURES.get(gpu.architecture or "")
 
-    Desktop programs (type G) don't count. Fails when fewer free GPUs are left than the run asks
-    for, warns when there are enough others. A container may not see the host's processes: then
-    the check of free memory is what tells.
+
+@needs_gpus
+def gpu_capability(context: Context) -> Verdict:
+    """Whether the GPUs' compute capability is enough, and has the bfloat16 that is asked for."""
+    least = context.limits.min_capability
+    wanted = {stage["settings"]["dtype"] for stage in context.stages if not stage["command"]}
+    expected = f"{least:.1f} or more" + (", 8.0 for bfloat16" if "bfloat16" in wanted else "")
+    known = [(gpu, capability(context, gpu)) for gpu in context.gpus]
+    told = [(gpu, found) for gpu, found in known if found]
+    if not told:
+        return Verdict(UNKNOWN, "not told", expected)
+    shown = each_once(f"{found[0]}.{found[1]}" for _gpu, found in told)
+    # Compared as pairs: 10.0 is more than 9.0, and 7.10 would be more than 7.5.
+    lowest = (int(least), round(least * 10) % 10)
+    poor = [label(gpu, f"{f[0]}.{f[1]}") for gpu, f in told if f < lowest]
+    if poor:
+        action = "Rent a newer GPU: builds of torch for such old ones are hard to find."
+        return Verdict(FAIL, any_of(poor), expected, action)
+    without = [label(gpu, f"{f[0]}.{f[1]}, no bfloat16") for gpu, f in told if f < BFLOAT16]
+    if without and "bfloat16" in wanted:
+        action = "Set dtype to auto or float32, or rent a newer GPU (Ampere or later)."
+        return Verdict(FAIL, any_of(without), expected, action)
+    if without and "auto" in wanted:
+        action = "Expect twice the memory and a fraction of the speed: it trains in float32."
+        return Verdict(WARN, any_of(without), "8.0 or more for bfloat16", action)
+    bfloat16 = "without" if without else "with"
+    return Verdict(OK, f"{any_of(shown)}, {bfloat16} bfloat16", expected)
+
+
+def _process(process: Process) -> str:
+    user = f" of {process.user}" if process.user else ""
+    memory = f", {process.memory_mib} MiB" if process.memory_mib is not None else ""
+    return f"pid {process.pid}{user} ({process.name or 'name not told'}{memory})"
+
+
+@needs_gpus
+def gpu_processes(context: Context) -> Verdict:
+    """Whether other programs compute on the GPUs already: their pids, users and names.
+
+    Desktop programs (types G and C+G) don't count. A container may not see the host's processes:
+    then the check of free memory is what tells.
     """
     expected = "none"
     told = [gpu for gpu in context.gpus if gpu.processes is not None]
@@ -301,14 +216,12 @@ def gpu_processes(context: Context) -> Verdict:
     for gpu in told:
         for process in gpu.processes or ():
             if process.computes:
-                memory = f", {process.memory_mib} MiB" if process.memory_mib is not None else ""
-                text = f"pid {process.pid} ({process.name or 'name not told'}{memory})"
-                busy.setdefault(gpu.index, []).append(_label(gpu, text))
+                busy.setdefault(gpu.index, []).append(label(gpu, _process(process)))
     if busy:
         seen = any_of([text for texts in busy.values() for text in texts])
-        free = len(context.gpus) - len(busy)
-        if free < context.gpu_count:
-            action = "End them, or wait until they have ended."
+        free = sum(1 for gpu in context.gpus if usable(gpu) and gpu.index not in busy)
+        if free < context.limits.gpus:
+            action = "End them (kill, or ask their user), or wait until they have ended."
             return Verdict(FAIL, seen, expected, action)
         action = "Choose free GPUs with CUDA_VISIBLE_DEVICES."
         return Verdict(WARN, seen, expected, action)
@@ -317,159 +230,108 @@ def gpu_processes(context: Context) -> Verdict:
     return Verdict(OK, "none", expected)
 
 
-def _worst(
-    context: Context,
-    judge: Callable[[Gpu], tuple[str, str]],
-    expected: str,
-    action: str,
-    none_left: str = "not told",
-) -> Verdict:
-    """One verdict for all GPUs: the worst of theirs, and which GPUs gave it.
+@needs_gpus
+def gpu_mig(context: Context) -> Verdict:
+    """Whether the GPUs are whole, or cut into slices (MIG), of which a program gets one."""
+    expected = "off"
+    sliced = [gpu for gpu in context.gpus if gpu.mig_enabled]
+    action = "Switch MIG off (nvidia-smi -mig 0, as root), or ask the provider for a whole GPU."
+    empty = [label(gpu, "MIG is on, without a slice") for gpu in sliced if not gpu.mig_devices]
+    if empty:
+        return Verdict(FAIL, any_of(empty), expected, action)
+    changing = [
+        label(gpu, "changes at the next reset")
+        for gpu in context.gpus
+        if gpu.mig_pending is not None and gpu.mig_pending != gpu.mig_enabled
+    ]
+    seen = [label(gpu, f"MIG is on, {quantity(len(gpu.mig_devices), 'slice')}") for gpu in sliced]
+    if sliced and context.limits.gpus > 1:
+        return Verdict(FAIL, any_of(seen), f"off, for {context.limits.gpus} GPUs", action)
+    if sliced or changing:
+        return Verdict(WARN, any_of(seen + changing), expected, action)
+    if all(gpu.mig_enabled is None for gpu in context.gpus):
+        return Verdict(SKIPPED, "these cards have no MIG", expected)
+    return Verdict(OK, "off", expected)
 
-    ``judge`` gives a GPU's result and what was seen of it.
+
+@needs_gpus
+def gpu_torch_build(context: Context) -> Verdict:
+    """Whether the CUDA that torch was built for is one that the driver can run.
+
+    By the version's tag (``2.13.0+cu126``); a build without one says it itself, in the active gate.
     """
-    results = [(gpu, *judge(gpu)) for gpu in context.gpus]
-    for wanted in (FAIL, WARN):
-        bad = [_label(gpu, seen) for gpu, result, seen in results if result == wanted]
-        if bad:
-            return Verdict(wanted, any_of(bad), expected, action)
-    for wanted in (OK, SKIPPED):
-        good = _each_once(seen for _gpu, result, seen in results if result == wanted)
-        if good:
-            return Verdict(wanted, any_of(good), expected)
-    return Verdict(UNKNOWN, none_left, expected)
+    expected = "a CUDA of the driver's generation"
+    version = (context.packages or {}).get("torch")
+    driver = context.smi.snapshot.cuda_version if context.smi else None
+    if not version or "torch" not in context.requirements:
+        return Verdict(SKIPPED, "no torch of a Python for the training is known yet", expected)
+    built = re.search(r"\+(?:cu(\d+)(\d)|(cpu))\b", version)
+    newest = re.match(r"(\d+)\.(\d+)", driver or "")
+    if not built:
+        return Verdict(SKIPPED, f"torch {version} names no CUDA", expected)
+    if built.group(3):
+        action = "Install a torch with CUDA into the training's Python."
+        return Verdict(FAIL, f"torch {version} is built without CUDA", expected, action)
+    if not newest:
+        return Verdict(UNKNOWN, "the driver names no CUDA", expected)
+    wants = (int(built.group(1)), int(built.group(2)))
+    has = (int(newest.group(1)), int(newest.group(2)))
+    seen = f"torch {version}, driver up to CUDA {has[0]}.{has[1]}"
+    action = "Take a torch built for an older CUDA, or a machine with a newer driver."
+    if wants[0] > has[0]:
+        # With NVIDIA's forward compatibility package it works all the same: the active gate asks.
+        return Verdict(WARN, seen, expected, action)
+    # Within one generation newer builds run on older drivers ("CUDA minor version compatibility").
+    return Verdict(OK, seen, expected)
 
 
-def _each_once(texts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(texts))
-
-
-@_needs_gpus
-def gpu_ecc(context: Context) -> Verdict:
-    """Whether memory errors went uncorrected since the driver was loaded.
-
-    Fails from the first on (a weight may be wrong already), and when the card says that its
-    SRAM has passed the limit at which NVIDIA replaces it.
-    """
-
-    def judge(gpu: Gpu) -> tuple[str, str]:
-        if gpu.ecc_uncorrected:
-            return FAIL, f"{gpu.ecc_uncorrected} uncorrected"
-        if gpu.ecc_threshold_exceeded:
-            return FAIL, "SRAM errors over the limit"
-        if gpu.ecc_uncorrected is not None:
-            return OK, "0 uncorrected"
-        if gpu.ecc_enabled is False:
-            return SKIPPED, "ECC is switched off"
-        return UNKNOWN, "not told"
-
-    action = RESET + "if they come back, take another machine."
-    return _worst(context, judge, "0 uncorrected", action, "this card tells no ECC errors")
-
-
-@_needs_gpus
-def gpu_row_remap(context: Context) -> Verdict:
-    """Whether a memory row waits to be replaced (needs a reset) or couldn't be (a defect).
-
-    Ampere and later replace rows; older cards retire pages, see the next check.
-    """
-
-    def judge(gpu: Gpu) -> tuple[str, str]:
-        if gpu.remap_failed:
-            return FAIL, "a row couldn't be remapped"
-        if gpu.remap_pending:
-            return FAIL, "a row waits to be remapped"
-        if gpu.remap_failed is not None or gpu.remap_pending is not None:
-            return OK, "none pending, none failed"
-        if gpu.retired_pages is not None:
-            return SKIPPED, "this card retires pages instead"
-        return UNKNOWN, "not told"
-
-    action = RESET + "if a remapping failed, take another machine."
-    return _worst(
-        context, judge, "none pending, none failed", action, "this card tells no remapped rows"
-    )
-
-
-@_needs_gpus
-def gpu_retired_pages(context: Context) -> Verdict:
-    """Whether a memory page waits to be retired (cards before Ampere); needs a reset."""
-
-    def judge(gpu: Gpu) -> tuple[str, str]:
-        if gpu.retirement_pending:
-            return FAIL, "a page waits to be retired"
-        if gpu.retirement_pending is not None:
-            count = f"{gpu.retired_pages} retired, " if gpu.retired_pages is not None else ""
-            return OK, f"{count}none pending"
-        if gpu.remap_failed is not None or gpu.remap_pending is not None:
-            return SKIPPED, "this card remaps rows instead"
-        return UNKNOWN, "not told"
-
-    action = RESET + "if more follow, take another machine."
-    return _worst(context, judge, "none pending", action, "this card tells no retired pages")
-
-
-@_needs_gpus
-def gpu_throttle(context: Context) -> Verdict:
-    """Whether something holds the clocks down: heat, or the power supply.
-
-    Idle clocks and the software's power cap are as they should be. Warns on a GPU at work; on an
-    idle one nothing but a defect can be the reason for a hardware slowdown, so that fails.
-    """
-
-    def judge(gpu: Gpu) -> tuple[str, str]:
-        if gpu.throttle is None:
-            return UNKNOWN, "not told"
-        active = [name for name in THROTTLE if gpu.throttle.get(name)]
-        if not active:
-            return OK, "none"
-        idle = gpu.utilization == 0 and not any(p.computes for p in gpu.processes or ())
-        if idle and any(name in HARDWARE_THROTTLE for name in active):
-            return FAIL, f"{any_of(active)}, and nothing runs on it"
-        return WARN, any_of(active)
-
-    action = "Expect a fraction of the speed: take another machine if it stays."
-    return _worst(context, judge, "none", action)
-
-
-@_needs_gpus
-def gpu_temperature(context: Context) -> Verdict:
-    """Whether a GPU is so hot that it slows down (fails), or close to it (warns).
-
-    The threshold is the card's own: an absolute one, or the margin that newer cards give.
-    """
-
-    def judge(gpu: Gpu) -> tuple[str, str]:
-        if gpu.temperature is None:
-            return UNKNOWN, "not told"
-        if gpu.temperature_slowdown is not None:
-            left = gpu.temperature_slowdown - gpu.temperature
-        elif gpu.temperature_margin is not None:
-            left = gpu.temperature_margin - (gpu.slowdown_margin or 0)
-        else:
-            left = DEFAULT_SLOWDOWN - gpu.temperature
-        seen = f"{gpu.temperature} °C"
-        if left <= 0:
-            return FAIL, seen
-        return (WARN if left <= HOT_MARGIN else OK), seen
-
-    action = "Wait until it has cooled down; if it stays hot, take another machine."
-    return _worst(context, judge, f"over {HOT_MARGIN} °C below its slowdown", action)
-
-
-CHECKS = tuple(
-    Check(function.__name__, GPU, function)
-    for function in (
-        driver,
+CHECKS = (
+    Check(
+        GPU,
         gpu_count,
-        gpu_state,
+        "fewer usable GPUs than the run asks for",
+        limits=("gpus",),
+    ),
+    Check(GPU, gpu_state, "a GPU is lost, or needs a reset"),
+    Check(
+        GPU,
         gpu_memory,
+        "fewer GPUs than asked for have the memory, the estimate's slack taken off",
+        "it is less than the estimate by less than the slack",
+        ("memory_gib", "memory_slack", "gpus"),
+    ),
+    Check(
+        GPU,
         gpu_memory_free,
+        "fewer have it free, the slack taken off",
+        "less by less than the slack; nothing is asked for, and more than half is taken",
+        ("memory_gib", "memory_slack", "gpus"),
+    ),
+    Check(
+        GPU,
+        gpu_capability,
+        "it is lower, or dtype is bfloat16 and the card has none (below 8.0)",
+        "dtype is auto and the card has no bfloat16",
+        ("min_capability",),
+    ),
+    Check(
+        GPU,
         gpu_processes,
-        gpu_ecc,
-        gpu_row_remap,
-        gpu_retired_pages,
-        gpu_throttle,
-        gpu_temperature,
-    )
+        "so many GPUs are taken that too few are free",
+        "enough are free",
+        ("gpus",),
+    ),
+    Check(
+        GPU,
+        gpu_mig,
+        "MIG is on without a slice, or with slices where several GPUs are asked for",
+        "it is on: one slice is all that a program gets; or it changes at the next reset",
+        ("gpus",),
+    ),
+    Check(
+        GPU,
+        gpu_torch_build,
+        "torch is built without CUDA",
+        "torch is built for a newer generation of CUDA; the active gate knows whether it works",
+    ),
 )

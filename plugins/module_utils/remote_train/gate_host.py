@@ -1,4 +1,4 @@
-"""The gate's checks of everything but the GPU: disk, memory, packages, data files.
+"""The gate's checks of the machine around the GPU: disks, memory, load, clock.
 
 A failed one stops a run in every mode of the gate: no setting makes a full disk hold a
 checkpoint.
@@ -7,11 +7,9 @@ checkpoint.
 from __future__ import annotations
 
 from .gate_model import (
-    DATA,
     FAIL,
     HOST,
     OK,
-    PACKAGES,
     SKIPPED,
     UNKNOWN,
     WARN,
@@ -19,139 +17,220 @@ from .gate_model import (
     Context,
     Verdict,
     any_of,
-    quantity,
 )
-from .pythons import satisfies
+from .host_facts import Place
+from .memory_need import GIB, MIB
 
-GIB = 1024**3
+ROOT, MODELS, SHARED = "project_root", "models", "shared memory"
+"""The names of the places that single checks look at."""
 
-#: A run leaves some hundred files, an environment for the training some ten thousand.
-LEAST_INODES = 20_000
+#: A file system with less is full: not even a log can be written.
+FULL = 16 * MIB
 
-#: torch alone takes about half a GiB of memory as it is imported.
-LEAST_MEMORY = GIB // 2
-ENOUGH_MEMORY = 2 * GIB
+
+def _dead(place: Place) -> str:
+    """What is said of a place that gives no answer."""
+    return f"{place.path} ({place.name}) gives no answer in {place.silent:g} s: a dead mount?"
 
 
 def disk_writable(context: Context) -> Verdict:
-    """Whether project_root can be written to, or created: no read-only disk, no missing right."""
-    host = context.host
-    expected = "can be written to"
-    if host.read_only:
-        seen = f"the file system of {host.folder} is read-only"
-        action = "Set project_root to a folder on a disk that can be written to."
-        return Verdict(FAIL, seen, expected, action)
-    if host.blocked:
-        action = "Set project_root to a folder of this user, or give the user that right."
-        return Verdict(FAIL, host.blocked, expected, action)
-    if host.read_only is None:
-        return Verdict(UNKNOWN, "not known", expected)
-    return Verdict(OK, host.folder, expected)
+    """Whether every folder that the run writes to can be written to.
+
+    These are project_root, outputs in it, the models' cache and the folder for temporary files.
+    """
+    expected = "writable, not full"
+    bad, actions, unknown = [], [], []
+    for place in context.host.places:
+        if place.silent:
+            bad.append(_dead(place))
+            actions.append("Mount it anew, or name a folder on another disk.")
+        elif place.read_only:
+            bad.append(f"the file system of {place.folder} ({place.name}) is read-only")
+            actions.append(
+                f"Name a folder on another disk for {place.name}; a disk that became read-only "
+                "has errors (dmesg)."
+            )
+        elif place.blocked:
+            bad.append(f"{place.blocked} ({place.name})")
+            actions.append(
+                f"Name a folder of this user for {place.name}, or give the user that right."
+            )
+        elif place.free is not None and place.free < FULL:
+            bad.append(f"the file system of {place.folder} ({place.name}) is full")
+            actions.append("Make room, or name a folder on another disk.")
+        elif place.read_only is None:
+            unknown.append(place.name)
+    if bad:
+        return Verdict(FAIL, any_of(bad), expected, actions[0])
+    if unknown or not context.host.places:
+        return Verdict(UNKNOWN, f"not known: {any_of(unknown) or 'nothing looked at'}", expected)
+    return Verdict(OK, any_of([place.name for place in context.host.places]), expected)
 
 
 def disk_free(context: Context) -> Verdict:
-    """Whether the disk of project_root has the space that is asked for."""
-    host = context.host
-    expected = f"at least {context.min_disk_gib:g} GiB"
-    if host.disk_free is None:
+    """Whether the disk of project_root has room for the adapters, logs and packages to come."""
+    place = context.host.place("outputs") or context.host.place(ROOT)
+    need, least = context.disk, context.limits.min_disk_gib * GIB
+    estimated = bool(need) and need is not None and need.size > least
+    expected = f"{context.limits.min_disk_gib:g} GiB (gpu_gate_min_disk_gib)"
+    if need is not None and estimated:
+        expected, least = str(need), need.size
+    if place is None or place.free is None:
         return Verdict(UNKNOWN, "not known", expected)
-    seen = f"{host.disk_free / GIB:.1f} GiB free at {host.folder}"
-    if host.disk_free < context.min_disk_gib * GIB:
+    seen = f"{place.free / GIB:.1f} GiB free at {place.folder}"
+    if place.free < least:
         action = "Make room, or set project_root to a folder on a larger disk."
-        return Verdict(FAIL, seen, expected, action)
+        return Verdict(FAIL, f"{seen}, needed {least / GIB:.1f} GiB", expected, action)
     return Verdict(OK, seen, expected)
 
 
 def disk_inodes(context: Context) -> Verdict:
     """Whether that disk can hold more files: it can be full of files with space left."""
-    host = context.host
-    expected = f"at least {LEAST_INODES}"
-    if host.inodes_free is None:
+    place = context.host.place("outputs") or context.host.place(ROOT)
+    least = max(context.limits.min_inodes, context.disk_files)
+    expected = f"at least {least} (a venv has some 10,000 files)"
+    if place is None or place.inodes_free is None:
         return Verdict(UNKNOWN, "not known", expected)
-    if not host.inodes_total:
+    if not place.inodes_total:
         return Verdict(SKIPPED, "this file system has no fixed number of files")
-    seen = f"{host.inodes_free} free at {host.folder}"
-    if host.inodes_free < LEAST_INODES:
+    seen = f"{place.inodes_free} free at {place.folder}"
+    if place.inodes_free < least:
         action = "Delete files (caches of small files, mostly), or use another disk."
         return Verdict(FAIL, seen, expected, action)
     return Verdict(OK, seen, expected)
 
 
+def disk_models(context: Context) -> Verdict:
+    """Whether the disk of the models' cache has room for the base models still to be downloaded."""
+    place = context.host.place(MODELS)
+    if not context.download:
+        why = "the base model is there already" if context.model else "nothing is known to come"
+        return Verdict(SKIPPED, why)
+    expected = f"{context.download / GIB:.1f} GiB for the weights still to be downloaded"
+    if place is None or place.free is None:
+        return Verdict(UNKNOWN, "not known", expected)
+    seen = f"{place.free / GIB:.1f} GiB free at {place.folder}"
+    action = "Make room, or name a folder on a larger disk in runtime_base or hf_home."
+    if place.free < context.download:
+        needed = f"{context.download / GIB:.1f} GiB"
+        return Verdict(FAIL, f"{seen}, needed {needed}", expected, action)
+    root = context.host.place("outputs") or context.host.place(ROOT)
+    both = context.download + (context.disk.size if context.disk else 0)
+    if root and root.device == place.device and place.free < both:
+        return Verdict(WARN, f"{seen}, and what else is written goes there too", expected, action)
+    return Verdict(OK, seen, expected)
+
+
+def shared_memory(context: Context) -> Verdict:
+    """Whether /dev/shm, through which processes of one training exchange data, has room."""
+    place, limits = context.host.shared_memory, context.limits
+    expected = f"at least {limits.warn_shm_mib:g} MiB free"
+    action = "Start the container with a larger one (--shm-size), or make room in it."
+    if place is None:
+        return Verdict(UNKNOWN, "not known", expected)
+    if place.silent:
+        return Verdict(FAIL, _dead(place), expected, action)
+    if place.folder != place.path or place.blocked or place.read_only:
+        why = place.blocked or ("it is read-only" if place.read_only else "there is none")
+        return Verdict(FAIL, f"{place.path}: {why}", expected, action)
+    if place.free is None:
+        return Verdict(UNKNOWN, "not known", expected)
+    seen = f"{place.free / MIB:.0f} MiB free"
+    if place.free < limits.min_shm_mib * MIB:
+        return Verdict(FAIL, seen, expected, action)
+    result = WARN if place.free < limits.warn_shm_mib * MIB else OK
+    return Verdict(result, seen, expected, action if result == WARN else "")
+
+
 def memory(context: Context) -> Verdict:
-    """Whether there is memory to load the training's libraries; a model needs more."""
-    available = context.host.memory_available
-    expected = f"at least {ENOUGH_MEMORY // GIB} GiB"
+    """Whether there is memory to load the training's libraries; weights go to the GPU in parts."""
+    available, limits = context.host.memory, context.limits
+    expected = f"at least {limits.warn_memory_gib:g} GiB"
     if available is None:
         return Verdict(UNKNOWN, "not known", expected)
     seen = f"{available / GIB:.1f} GiB available"
     action = "End other programs, or take a machine with more memory."
-    if available < LEAST_MEMORY:
+    if available < limits.min_memory_gib * GIB:
         return Verdict(FAIL, seen, expected, action)
-    return (
-        Verdict(WARN, seen, expected, action)
-        if available < ENOUGH_MEMORY
-        else Verdict(OK, seen, expected)
-    )
+    if available < limits.warn_memory_gib * GIB:
+        return Verdict(WARN, seen, expected, action)
+    return Verdict(OK, seen, expected)
 
 
-def packages(context: Context) -> Verdict:
-    """Whether the training's Python has the packages it needs, in versions that fit.
+def load(context: Context) -> Verdict:
+    """Whether others keep the processors busy (load average of a minute, per processor)."""
+    host, limits = context.host, context.limits
+    expected = f"at most {limits.warn_load:g} per processor"
+    if host.load is None or not host.cpus:
+        return Verdict(UNKNOWN, "not known", expected)
+    each = host.load / host.cpus
+    seen = f"{each:.1f} per processor ({host.load:.1f} on {host.cpus})"
+    action = "See with top who works there; wait, or take a machine that isn't shared so much."
+    if each > limits.max_load:
+        return Verdict(FAIL, seen, expected, action)
+    if each > limits.warn_load:
+        return Verdict(WARN, seen, expected, action)
+    return Verdict(OK, seen, expected)
 
-    Unknown while no such Python is known: provisioning finds or makes one.
+
+def clock(context: Context) -> Verdict:
+    """Whether the machine's clock agrees with the controller's.
+
+    With a wrong one, certificates count as expired and times in logs and records mislead. The way
+    to the machine takes some seconds, which look as if its clock were ahead.
     """
-    wanted = [f"{name}{bounds}" for name, bounds in context.requirements.items()]
-    expected = any_of(wanted, most=6)
-    if not context.requirements:
-        return Verdict(SKIPPED, "no package is asked for")
-    if context.packages is None:
-        return Verdict(UNKNOWN, "no Python for the training yet: provisioning sees to it", expected)
-    bad, good = [], []
-    for name, bounds in context.requirements.items():
-        found = context.packages.get(name)
-        if found is None:
-            bad.append(f"{name} is missing")
-        elif not satisfies(found, bounds):
-            bad.append(f"{name} is {found}, not {bounds}")
-        else:
-            good.append(f"{name} {found}")
-    if bad:
-        action = "Let provisioning install them (--tags provision), or install them by hand."
-        return Verdict(FAIL, any_of(bad, most=6), expected, action)
-    return Verdict(OK, any_of(good, most=6), expected)
-
-
-def data_files(context: Context) -> Verdict:
-    """Whether every data file of the stages is there, and every line of it a chat."""
-    expected = "every line a chat, every id once"
-    if not context.data_files:
-        return Verdict(SKIPPED, "checked on the controller")
-    bad = [report for report in context.data_files if not report.ok]
-    if bad:
-        shown = [str(problem) for report in bad for problem in report.problems]
-        seen = " ".join(shown[:3])
-        count = sum(report.problem_count for report in bad)
-        if count > 3:
-            seen += f" And {count - 3} more."
-        return Verdict(FAIL, seen, expected, "Put the file there, or correct the named lines.")
-    chats = quantity(sum(report.chats for report in context.data_files), "chat")
-    return Verdict(OK, f"{chats} in {quantity(len(context.data_files), 'file')}", expected)
-
-
-def data_leak(context: Context) -> Verdict:
-    """Whether a benchmark asks what the training data answers: its score would mean nothing."""
-    expected = "no benchmark's question in the training data"
-    if not context.data_files:
-        return Verdict(SKIPPED, "checked on the controller")
-    if context.leaks:
-        seen = " ".join(str(problem) for problem in context.leaks[:3])
-        if len(context.leaks) > 3:
-            seen += f" And {len(context.leaks) - 3} more."
-        return Verdict(FAIL, seen, expected, "Take those chats out of one of the two files.")
-    return Verdict(OK, "none", expected)
+    limits, ahead = context.limits, context.host.clock_ahead
+    expected = f"within {limits.warn_clock_skew:g} s of the controller's"
+    if ahead is None:
+        return Verdict(SKIPPED, "the controller's time isn't known")
+    seen = f"{abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}"
+    action = "Set the clock (chronyd or systemd-timesyncd does), here or there."
+    if abs(ahead) > limits.max_clock_skew:
+        return Verdict(FAIL, seen, expected, action)
+    if abs(ahead) > limits.warn_clock_skew:
+        return Verdict(WARN, seen, expected, action)
+    return Verdict(OK, seen, expected)
 
 
 CHECKS = (
-    *(Check(f.__name__, HOST, f) for f in (disk_writable, disk_free, disk_inodes, memory)),
-    Check(packages.__name__, PACKAGES, packages),
-    *(Check(f.__name__, DATA, f) for f in (data_files, data_leak)),
+    Check(
+        HOST,
+        disk_writable,
+        "one gives no answer, is read-only, is full, or the user may not write there",
+    ),
+    Check(
+        HOST,
+        disk_free,
+        "there is less than the estimate, or than gpu_gate_min_disk_gib if that is more",
+        limits=("min_disk_gib",),
+    ),
+    Check(HOST, disk_inodes, "fewer files can be added", limits=("min_inodes",)),
+    Check(
+        HOST,
+        disk_models,
+        "there is less than the weights take",
+        "it is also the disk of project_root, and has no room for all that is written",
+    ),
+    Check(
+        HOST,
+        shared_memory,
+        "it is missing, can't be written to, or nearly full",
+        "there is little",
+        ("min_shm_mib", "warn_shm_mib"),
+    ),
+    Check(
+        HOST,
+        memory,
+        "less is available",
+        "little is available",
+        ("min_memory_gib", "warn_memory_gib"),
+    ),
+    Check(HOST, load, "it is extreme", "it is high", ("max_load", "warn_load")),
+    Check(
+        HOST,
+        clock,
+        "it is off by more than the most",
+        "it is off by more than the way there explains",
+        ("max_clock_skew", "warn_clock_skew"),
+    ),
 )

@@ -41,11 +41,11 @@ def gather(
     """Bring everything of ``run`` together in its folder.
 
     :param controller: what the controller knows of the run: ``started``, ``plan`` (the planned
-        stages), ``findings`` (of the gate), ``gate_stops``, ``issues``, ``python`` (the
-        training's), ``gpus``, ``driver_version``, ``stopped`` (whether
-        the person said no after the sample), ``failure`` (what stopped the run, or
-        null: ``phase``, ``msg``, ``hint``, ``category``, ``stage``, and ``recorded`` where the
-        host has written it down itself), and ``failed`` (the stages that failed without
+        stages), ``findings`` (of the gate), ``gate`` (what else it told, for precheck.json),
+        ``gate_stops``, ``issues``, ``python`` (the training's), ``gpus``, ``driver_version``,
+        ``stopped`` (whether the person said no after the sample), ``failure`` (what stopped the
+        run, or null: ``phase``, ``msg``, ``hint``, ``category``, ``stage``, and ``recorded``
+        where the host has written it down itself), and ``failed`` (the stages that failed without
         stopping the run, with the same fields less ``phase``).
     :returns: ``files`` to bring home (``path`` under the project root, ``sha256``, ``size``),
         the ``table`` of stages, the ``verdict`` and what speaks ``against`` it.
@@ -204,9 +204,8 @@ def _precheck(root: str, run: str, controller: Mapping[str, Any]) -> list[dict[s
     kept = live.read_json(path).get("findings")
     if kept and not findings:
         return list(kept)
-    write_json(
-        path, {"schema": 1, "stops": stops, "findings": findings, "gpus": controller["gpus"]}
-    )
+    record = {"schema": 1, "stops": stops, "findings": findings, "gpus": controller["gpus"]}
+    write_json(path, {**(controller.get("gate") or {}), **record})
     if findings:
         runs.mark(root, run, "precheck", "failed" if stops else "done")
     else:
@@ -383,7 +382,7 @@ def _environment(controller: Mapping[str, Any]) -> dict[str, str]:
 def _gate_words(findings: list[dict[str, Any]]) -> str:
     if not findings:
         return "It was not run."
-    bad = [f for f in findings if f["result"] in ("fail", "warn")]
+    bad = [f for f in findings if f["result"] in ("fail", "warn") or f.get("silenced")]
     if not bad:
         return "Nothing to complain of; precheck.json has every check."
     lines = [f"- {f['check']} ({f['result']}): {f['seen']}" for f in bad]

@@ -1,4 +1,8 @@
-"""Facts of a machine without a GPU in them: its disk and its memory."""
+"""Facts of a machine without a GPU in them: its disks, its memory, its load and its clock.
+
+Looking at a folder can hang for ever where it lies on a dead network mount: :func:`look` is for a
+child that can be killed (:mod:`killable`).
+"""
 
 from __future__ import annotations
 
@@ -16,47 +20,75 @@ _CGROUP_FILES = (
 )
 _CGROUP_STAT = ("/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat")
 
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that the run writes to, and the file system that it is or will be on.
+
+    ``name`` is what the place is for, ``path`` where it is; ``folder`` is that path or, where it
+    isn't there yet, its nearest parent that is. ``blocked`` says why nothing can be put there,
+    ``silent`` is for how many seconds the file system gave no answer. Sizes are in bytes, as an
+    unprivileged user may use them; None is unknown. ``inodes`` is 0 for both where the file
+    system has no fixed number of them (btrfs). ``device`` tells file systems apart.
+    """
+
+    name: str
+    path: str = ""
+    folder: str = ""
+    blocked: str = ""
+    silent: float = 0.0
+    read_only: bool | None = None
+    free: int | None = None
+    total: int | None = None
+    inodes_free: int | None = None
+    inodes_total: int | None = None
+    device: int | None = None
+
 
 @dataclass(frozen=True)
 class HostFacts:
-    """Facts of the file system that will hold ``project_root``, and of the memory.
+    """What is known of the machine; None is unknown.
 
-    ``folder`` is project_root or, where it isn't there yet, its nearest parent that is;
-    ``blocked`` says why nothing can be put there. Sizes are in bytes, as an unprivileged user
-    may use them; None is unknown. ``inodes`` is 0 for both where the file system has no fixed
-    number of them (btrfs).
+    ``places`` are the folders that the run writes to, ``project_root`` the first of them.
+    ``memory`` is what a new process may still take, in bytes; ``load`` the average number of
+    processes at work in the last minute, ``cpus`` how many the machine has. ``clock_ahead`` is
+    by how many seconds the machine's clock is ahead of the controller's, the way there included.
     """
 
-    project_root: str = ""
-    folder: str = ""
-    blocked: str = ""
-    read_only: bool | None = None
-    disk_free: int | None = None
-    disk_total: int | None = None
-    inodes_free: int | None = None
-    inodes_total: int | None = None
-    memory_available: int | None = None
+    places: tuple[Place, ...] = ()
+    shared_memory: Place | None = None
+    memory: int | None = None
+    load: float | None = None
+    cpus: int | None = None
+    clock_ahead: float | None = None
+
+    def place(self, name: str) -> Place | None:
+        """The place of a name, where it was looked at."""
+        return next((place for place in self.places if place.name == name), None)
 
 
-def gather(project_root: str) -> HostFacts:
-    """Read the facts; what can't be read is None."""
-    folder = nearest_folder(project_root)
-    memory = available_memory()
+def look(name: str, path: str) -> Place:
+    """The facts of a place; what can't be read is None."""
     try:
+        folder = nearest_folder(path)
         system = os.statvfs(folder)
+        device = os.stat(folder).st_dev
     except OSError as error:
-        blocked = f"{folder} can't be looked at ({error.strerror})"
-        return HostFacts(project_root, folder, blocked, memory_available=memory)
-    return HostFacts(
-        project_root=project_root,
-        folder=folder,
-        blocked=_blocked(folder, project_root),
+        blocked = f"{path} can't be looked at ({error.strerror})"
+        return Place(name, path, path, blocked)
+    return Place(
+        name,
+        path,
+        folder,
+        blocked=_blocked(folder, path),
         read_only=bool(system.f_flag & os.ST_RDONLY),
-        disk_free=system.f_bavail * system.f_frsize,
-        disk_total=system.f_blocks * system.f_frsize,
+        free=system.f_bavail * system.f_frsize,
+        total=system.f_blocks * system.f_frsize,
         inodes_free=system.f_favail,
         inodes_total=system.f_files,
-        memory_available=memory,
+        device=device,
     )
 
 
@@ -68,14 +100,22 @@ def nearest_folder(path: str) -> str:
     return folder
 
 
-def _blocked(folder: str, project_root: str) -> str:
+def _blocked(folder: str, path: str) -> str:
     """Why nothing can be created in a folder; empty when it can be."""
     if not stat.S_ISDIR(os.stat(folder).st_mode):
         return f"{folder} is not a folder"
     if os.access(folder, os.W_OK | os.X_OK):
         return ""
-    what = "written to" if os.path.abspath(project_root) == folder else "given new folders"
+    what = "written to" if os.path.abspath(path) == folder else "given new folders"
     return f"{folder} can't be {what} by user id {os.geteuid()}"
+
+
+def load() -> float | None:
+    """The load average of the last minute; None where the system has none."""
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return None
 
 
 def available_memory() -> int | None:

@@ -98,8 +98,13 @@ def starting(root: str) -> Iterator[None]:
 
 def is_held(root: str) -> bool:
     """Whether a living process holds the lock; nothing is created to find out."""
+    return is_locked(path(root, "lock"))
+
+
+def is_locked(file: str) -> bool:
+    """The same for any lock of this kind."""
     try:
-        descriptor = os.open(path(root, "lock"), os.O_RDONLY)
+        descriptor = os.open(file, os.O_RDONLY)
     except OSError:
         return False
     try:
@@ -135,18 +140,18 @@ def running(root: str) -> dict[str, Any] | None:
         if found.get("state") == "running":
             return found
         if time.monotonic() > deadline:
-            return {**found, "left": holders(root)}
+            return {**found, "left": holders(path(root, "lock"))}
         time.sleep(0.02)
     return None
 
 
-def holders(root: str) -> list[str]:
-    """The processes that have the lock's file open, as far as this user may see them.
+def holders(file: str) -> list[str]:
+    """The processes that have a lock's file open, as far as this user may see them.
 
     By their programs' names and their numbers: a command line could hold a secret.
     """
     found = []
-    lock = os.stat(path(root, "lock"))
+    lock = os.stat(file)
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         # Processes come and go while one looks, and some are not ours to look at.
         with contextlib.suppress(OSError):

@@ -10,7 +10,20 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from . import bundle, fingerprint, git_tree, live, markers, pythons, runs, target_change
+from . import (
+    bundle,
+    fingerprint,
+    git_tree,
+    limited,
+    live,
+    markers,
+    model_cache,
+    provision,
+    pythons,
+    runs,
+    storage,
+    target_change,
+)
 from .digest_cache import DigestCache
 from .errors import TrainError
 from .file_names import IllegalNameError, is_within, shown, to_name
@@ -154,6 +167,34 @@ def _listed(path: str) -> dict[str, str] | None:
     return None if rest else {to_name(name): digest for digest, _, name in found}
 
 
+def reach(request: Mapping[str, Any], python: str = "") -> None:
+    """Look once at every folder that the plan looks at, before it does.
+
+    :raises TrainError: category ``infra``, where one gives no answer.
+    """
+    paths = _places(request, python)
+    try:
+        limited.look(lambda: [os.path.exists(path) for path in paths], paths)
+    except TrainError as error:
+        hint = f"Nothing was changed. {error.hint}"
+        raise TrainError(error.message, hint, error.category) from None
+
+
+def _places(request: Mapping[str, Any], python: str = "") -> list[str]:
+    """Where a plan looks. What lies in a folder that hangs hangs too, so the shortest is first."""
+    root, stored = request["project_root"], request["storage"]
+    base, stages = str(stored["runtime_base"] or ""), request["stages"]
+    caches = [model_cache.cache_folder(scope, stored, os.environ) for scope in (False, True)]
+    reads = [name for s in stages for name in (*s["train"], *s["evaluate"], *s["code"])]
+    under = [f"{base}/{name}" for name in storage.FOLDERS] if base else []
+    models = [str(stage["model"]["model_name_or_path"]) for stage in stages]
+    own = [root, *(f"{root}/{name}" for name in ("outputs", runs.SYNC, ENGINE, "models"))]
+    moved = model_cache.folders(stored).values()
+    named = [base, *under, *moved, *caches, *models, *map(os.path.dirname, reads), python]
+    paths = [*own, *(os.path.join(root, os.path.expanduser(path)) for path in named if path)]
+    return sorted({os.path.normpath(path) for path in paths}, key=len)
+
+
 def make(
     request: Mapping[str, Any],
     code: tuple[str, str],
@@ -179,9 +220,56 @@ def make(
         "live": live.running(root),
         "python": found,
         "pythons_tried": search["tried"],
+        "provision": limited.look(lambda: provisioning(request, work, coming), _places(request)),
+        "bare": bare(root, requirements, python, search),
         "home": at_home(root),
         "uncollected": uncollected(root, bool(work)),
     }
+
+
+def bare(
+    root: str, requirements: Mapping[str, str], python: str, search: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """What provisioning will do about a Python; None where there is one, or none is needed.
+
+    :returns: ``install``, the packages that it adds, and ``msg`` and ``hint`` of its refusal,
+        empty where it will make one.
+    """
+    if search["found"] or not requirements:
+        return None
+    try:
+        if python:
+            provision.look(provision.Wanted(root=root, requirements=requirements, python=python))
+        own = os.path.join(root, pythons.VENV, "bin", "python")
+        base = provision.base_of(search["tried"], requirements, own)
+    except TrainError as error:
+        return {"install": [], "msg": error.message, "hint": error.hint}
+    install = [name for name in requirements if provision.lacks(base["missing"], name)]
+    return {"install": install, "msg": "", "hint": ""}
+
+
+def provisioning(
+    request: Mapping[str, Any], work: list[str], coming: Mapping[str, str] | None = None
+) -> list[str]:
+    """What provisioning would do beside a Python: the storage and the models of what would run.
+
+    :param work: the stages that would train or be evaluated. Where no stage was asked for, the
+        host is made ready for all of them.
+    :param coming: the files that sync would bring: a base model may be among them.
+    """
+    if request["selected"] and not work:
+        return []
+    stages = [s for s in request["stages"] if s["name"] in work or not work]
+    root, stored = request["project_root"], request["storage"]
+    in_use = [str(stage["model"]["model_name_or_path"]) for stage in stages]
+    return [
+        *storage.pending(root, stored["runtime_base"], in_use),
+        *(
+            f"fetches the model {model['name']}@{model['revision']}"
+            for model in model_cache.by_name(stages, root, coming or ())
+            if not model_cache.is_cached(model, stored, os.environ)
+        ),
+    ]
 
 
 def compare(

@@ -1,63 +1,235 @@
-"""Make a Python that can train, where the host has none.
+"""Make a GPU host ready for the training: a Python, room for models, the base models themselves.
 
-Rented images carry a torch that fits their driver: the venv sees the packages of the Python
-that it is made from, and a torch that is there is held at its version, never replaced.
+Looking comes first and changes nothing; it gives the steps that are left, which is what check mode
+and the plan show. Carrying them out is idempotent: each step looks again, and what is there stays.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import re
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from . import pythons
+from . import detached, installer, model_cache, programs, pythons, storage
 from .atomic import write_text
+from .detached import Reporter
 from .errors import TrainError
 
-_VENV_PACKAGES = """
-import sys, sysconfig
-print(sysconfig.get_path("purelib") if sys.prefix != sys.base_prefix else "")
-"""
+INCOMING = f"{detached.FOLDER}/incoming"
+"""Where wheels arrive that the controller sends, under the project root."""
 
-_PASSWORD = re.compile(r"//[^/@\s]+@")
-
-INSTALL_WITHIN = 3600.0
-"""Seconds that an installation may take; torch alone is gigabytes with CUDA."""
+FETCHER = "fetch_model.py"
+"""The program that the training's Python fetches a model with, beside the status."""
 
 
-def ensure(
-    root: str,
-    requirements: dict[str, str],
-    named: str = "",
-    index_url: str = "",
-    check: bool = False,
-) -> dict[str, Any]:
-    """A Python that has what is required, made where there is none.
+@dataclass(frozen=True)
+class Wanted:
+    """What the host is to have.
 
-    :param named: the only Python to use; it is never installed into.
-    :param index_url: where packages come from; by default as pip is set up on the host.
-    :returns: ``changed``, ``python`` (its probe; None in check mode where it would be made) and
-        ``installed``.
-    :raises TrainError: when a named Python lacks something, or an installation fails.
+    ``python`` is the only Python to use, where one is named; it is never installed into.
+    ``models`` are names on a hub (:func:`model_cache.by_name`), ``in_use`` all base models as the
+    settings name them. ``endpoint`` is a mirror of the hub, ``secrets`` what the fetch gets in its
+    environment and what is written down nowhere. ``pip`` is a wheel of pip for a host without one;
+    ``digests`` are those of the wheels that were sent.
     """
-    search = pythons.find(root, requirements, named)
+
+    root: str
+    requirements: Mapping[str, str]
+    python: str = ""
+    source: installer.Source = field(default_factory=installer.Source)
+    storage: Mapping[str, Any] = field(default_factory=dict)
+    models: Sequence[Mapping[str, Any]] = ()
+    in_use: Sequence[str] = ()
+    endpoint: str = ""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    pip: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def runtime_base(self) -> str:
+        """The folder on a data disk, or empty."""
+        return str(self.storage.get("runtime_base") or "").rstrip("/")
+
+    @property
+    def cache(self) -> str:
+        """Where downloads are kept: on the data disk, else where the program itself keeps them."""
+        return os.path.join(self.runtime_base, "cache") if self.runtime_base else ""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What there is, and what is left to do.
+
+    ``python`` is the Python that trains (None: one is to be made); ``base`` what that would be made
+    from; ``install`` what is missing in it; ``needs_pip`` whether the host has nothing to install
+    with; ``steps`` all that is left, a phrase each.
+    """
+
+    python: dict[str, Any] | None
+    tried: list[dict[str, Any]]
+    base: Mapping[str, Any] | None = None
+    install: list[str] = field(default_factory=list)
+    fetch: list[Mapping[str, Any]] = field(default_factory=list)
+    needs_pip: bool = False
+    steps: list[str] = field(default_factory=list)
+
+
+def look(wanted: Wanted) -> Outlook:
+    """What is left to do on the host; nothing is changed.
+
+    :raises TrainError: where it can't be done: a named Python lacks something, no Python can be
+        used, the torch that is there is too old, or a base model would be moved away.
+    """
+    stored = storage.pending(wanted.root, wanted.runtime_base, wanted.in_use)
+    fetch = [
+        model
+        for model in wanted.models
+        if not model_cache.is_cached(model, wanted.storage, os.environ)
+    ]
+    last = [f"fetches the model {_from(model, wanted)}" for model in fetch]
+    search = pythons.find(wanted.root, dict(wanted.requirements), wanted.python)
     if search["found"]:
-        return {"changed": False, "python": search["found"], "installed": []}
-    if named:
+        return Outlook(search["found"], search["tried"], fetch=fetch, steps=[*stored, *last])
+    if wanted.python:
         raise TrainError(
-            f"The Python {named} can't train: {', '.join(search['tried'][0]['missing'])}.",
+            f"The Python {wanted.python} can't train: {', '.join(search['tried'][0]['missing'])}.",
             "Install that there, or leave provision_python out to have a venv made.",
             "infra",
         )
-    base = _base(search["tried"])
-    if check:
-        return {"changed": True, "python": None, "installed": base["missing"]}
-    python = _venv(root, base["path"])
-    missing = pythons.probe(python, requirements)["missing"]
-    wanted = [name + requirements[name] for name in requirements if _lacks(missing, name)]
-    _install(python, wanted, base["packages"], index_url)
+    base = base_of(search["tried"], wanted.requirements, _own(wanted.root))
+    install = [
+        name + wanted.requirements[name]
+        for name in wanted.requirements
+        if lacks(base["missing"], name)
+    ]
+    made = f"makes a venv in {pythons.VENV} that sees {base['path']}, with {', '.join(install)}"
+    return Outlook(
+        None,
+        search["tried"],
+        base,
+        install,
+        fetch,
+        installer.lacks_installer(base["path"], wanted.source.wheels),
+        [*stored, made, *last],
+    )
+
+
+def _from(model: Mapping[str, Any], wanted: Wanted) -> str:
+    place = "ModelScope" if model["modelscope"] else detached.scrubbed(wanted.endpoint) or "the hub"
+    return f"{model['name']}@{model['revision']} from {place}"
+
+
+def _own(root: str) -> str:
+    return os.path.join(root, pythons.VENV, "bin", "python")
+
+
+def lacks(missing: Sequence[str], name: str) -> bool:
+    """Whether a probe's phrases say that the package ``name`` is missing, or the wrong version."""
+    starts = (f"{name}>", f"{name}<", f"{name}=", f"{name} (")
+    return any(phrase == name or phrase.startswith(starts) for phrase in missing)
+
+
+def base_of(
+    tried: Sequence[Mapping[str, Any]], requirements: Mapping[str, str], own: str = ""
+) -> Mapping[str, Any]:
+    """The Python to make the venv from: one whose torch will do, else one without any.
+
+    Among equals the first, in the order in which they were tried.
+
+    :param own: this project's own venv, from which none is made.
+    :raises TrainError: where none is new enough, or each has a torch that is too old.
+    """
+    usable = [
+        one
+        for one in tried
+        if one["path"] != own and one["python"] and pythons.satisfies(one["python"], ">=3.10")
+    ]
+    if not usable:
+        raise TrainError(
+            "The host has no Python 3.10 or newer.",
+            "Install one, or name one with provision_python.",
+            "infra",
+        )
+    bounds = requirements.get("torch", "")
+    old = [one for one in usable if "torch" in one["packages"]]
+    good = [one for one in old if pythons.satisfies(one["packages"]["torch"], bounds)]
+    if good:
+        return good[0]
+    if old:
+        # An image's torch fits its driver. A newer one beside it may not.
+        raise TrainError(
+            f"The torch {old[0]['packages']['torch']} of {old[0]['path']} is not {bounds}, and a "
+            "torch that is there is never replaced.",
+            "Take an image with a newer one, or make a Python that has it and name that with "
+            "provision_python.",
+            "infra",
+        )
+    return usable[0]
+
+
+def carry_out(wanted: Wanted, reporter: Reporter, fetcher: str) -> dict[str, Any]:
+    """Do all that :func:`look` says is left.
+
+    :param fetcher: the text of the program that fetches a model.
+    :returns: ``changed``, ``python`` (the probe of the one that trains), ``installed``, ``done``
+        (what was done, a phrase each) and ``models`` (the folder of each one that was fetched).
+    """
+    reporter.show("looking at the host")
+    outlook = look(wanted)
+    done = storage.make(wanted.root, wanted.runtime_base, wanted.in_use)
+    for line in done:
+        reporter.say(line)
+    python = outlook.python
+    if python is None:
+        python = _make_python(wanted, outlook.base or {}, reporter)
+        done.append(f"made {python['path']} with {', '.join(outlook.install)}")
+    folders = {}
+    for model in outlook.fetch:
+        folders[str(model["name"])] = fetch(wanted, model, python["path"], reporter, fetcher)
+        done.append(f"fetched {_from(model, wanted)}")
+    return {
+        "changed": bool(done),
+        "python": python,
+        "installed": outlook.install,
+        "done": done,
+        "models": folders,
+    }
+
+
+def _make_python(wanted: Wanted, base: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+    if wanted.source.wheels:
+        installer.check_wheels(wanted.source.wheels)
+    verify_sent(wanted.digests)
+    requirements = dict(wanted.requirements)
+    python = _own(wanted.root)
+    if installer.sees(base["path"], python):
+        reporter.say(f"going on with the venv of {python}")
+    else:
+        reporter.show("making a venv")
+        python = installer.make_venv(base["path"], os.path.join(wanted.root, pythons.VENV))
+    before = pythons.probe(python, requirements)
+    missing = [n + requirements[n] for n in requirements if lacks(before["missing"], n)]
+    if missing:
+        reporter.show(f"installing {', '.join(missing)}")
+
+        def note(line: str) -> None:
+            reporter.say(line)
+            reporter.show(f"installing: {line.strip()[:90]}")
+
+        program = installer.install(
+            base["path"],
+            python,
+            missing,
+            base["packages"].get("torch", ""),
+            wanted.source,
+            wanted.pip,
+            wanted.cache,
+            note,
+        )
+        reporter.say(f"installed with {program}: {', '.join(missing)}")
     made = pythons.probe(python, requirements)
     if made["missing"]:
         raise TrainError(
@@ -65,87 +237,88 @@ def ensure(
             "Install by hand into a Python of yours and name it with provision_python.",
             "infra",
         )
-    return {"changed": True, "python": made, "installed": wanted}
-
-
-def _lacks(missing: list[str], name: str) -> bool:
-    starts = (f"{name}>", f"{name}<", f"{name}=")
-    return any(phrase == name or phrase.startswith(starts) for phrase in missing)
-
-
-def _base(tried: list[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The Python to make the venv from: one that has torch, else the newest."""
-    usable = [t for t in tried if t["python"] and pythons.satisfies(t["python"], ">=3.10")]
-    if not usable:
+    kept, now = base["packages"].get("torch"), made["packages"].get("torch")
+    if kept and kept != now:
         raise TrainError(
-            "The host has no Python 3.10 or newer.",
-            "Install one, or name one with provision_python.",
+            f"{python} has torch {now} in place of the {kept} of {base['path']}.",
+            f"Remove {os.path.join(wanted.root, pythons.VENV)} and give the same command again.",
             "infra",
         )
-    return max(usable, key=lambda t: ("torch" in t["packages"], -tried.index(t)))
+    return made
 
 
-def _venv(root: str, base: str) -> str:
-    folder = os.path.join(root, pythons.VENV)
-    _run(
-        [base, "-m", "venv", "--system-site-packages", folder],
-        "The venv for the training can't be made",
-        "On Debian and Ubuntu that takes the package python3-venv.",
-    )
-    python = os.path.join(folder, "bin", "python")
-    _see_packages_of(base, python)
-    return python
+def verify_sent(digests: Mapping[str, str]) -> None:
+    """Refuse a file that arrived with other bytes than were sent.
+
+    :param digests: SHA-256 in hex, by path on the host.
+    """
+    for path, digest in digests.items():
+        found = hashlib.sha256()
+        try:
+            with open(path, "rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    found.update(chunk)
+        except OSError as error:
+            raise TrainError(
+                f"{path} was sent and can't be read: {error.strerror}.",
+                "Give the same command again.",
+                "integrity",
+            ) from error
+        if found.hexdigest() != digest:
+            os.unlink(path)
+            raise TrainError(
+                f"{os.path.basename(path)} arrived with another SHA-256 than it was sent with.",
+                "Give the same command again.",
+                "integrity",
+            )
 
 
-def _see_packages_of(base: str, python: str) -> None:
-    """Let a venv that was made from a venv see the packages of that one, not only of its base."""
-    theirs, ours = (
-        subprocess.run(
-            [path, "-c", _VENV_PACKAGES],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.strip()
-        for path in (base, python)
-    )
-    if theirs and ours:
-        # A .pth file's line that begins with "import" is run (the module site), so that their
-        # own .pth files count as well.
-        line = f"import site; site.addsitedir({theirs!r})\n"
-        write_text(os.path.join(ours, "packages_of_base.pth"), line)
+def fetch(
+    wanted: Wanted, model: Mapping[str, Any], python: str, reporter: Reporter, fetcher: str
+) -> str:
+    """Fetch one model by the training's own Python; the folder that it lies in.
 
+    :raises TrainError: with the fetcher's own sentence.
+    """
+    name = str(model["name"])
+    program = detached.path(wanted.root, FETCHER)
+    write_text(program, fetcher)
+    moved = model_cache.folders(wanted.storage)
+    answer: dict[str, Any] = {}
+    reporter.show(f"fetching {name}")
 
-def _install(python: str, wanted: list[str], present: Mapping[str, str], index_url: str) -> None:
-    """Install ``wanted``; what is there already keeps its version where it is torch."""
-    held = [f"torch=={present['torch']}"] if "torch" in present else []
-    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    _run(
-        [*command, *wanted, *held],
-        f"Installing {', '.join(wanted)} failed",
-        "Check the host's way to a package index (provision_index_url names another).",
-        # In the environment and not on the command line: an index's address may hold a password,
-        # and every user of the host can read command lines.
-        {"PIP_INDEX_URL": index_url} if index_url else {},
-    )
+    def take(line: str) -> None:
+        try:
+            told = json.loads(line)
+        except ValueError:
+            told = None
+        if not isinstance(told, dict):
+            reporter.say(line)
+        elif "text" in told:
+            reporter.show(f"fetching {told['text']}", done=told.get("done"), of=told.get("of"))
+        elif "log" in told:
+            reporter.say(str(told["log"]))
+        else:
+            answer.update(told)
 
-
-def _run(
-    command: list[str], failure: str, hint: str, environment: Mapping[str, str] | None = None
-) -> None:
     try:
-        done = subprocess.run(
-            command,
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=INSTALL_WITHIN,
-            check=False,
+        programs.run(
+            [python, program],
+            f"The model {name} can't be fetched",
+            f"The end of {reporter.log_name} on the host says more.",
+            {
+                **moved,
+                **({"HF_ENDPOINT": wanted.endpoint} if wanted.endpoint else {}),
+                **{name: value for name, value in wanted.secrets.items() if value},
+            },
+            take,
+            within=24 * 3600.0,
+            given=json.dumps(dict(model)),
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise TrainError(f"{failure}: {error}.", hint, "infra") from error
-    if done.returncode:
-        text = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
-        errors = [line for line in text if "error" in line.lower()] or text[-1:] or ["no word"]
-        said = _PASSWORD.sub("//", errors[-1])
-        raise TrainError(f"{failure}: {said}", hint, "infra")
+    except TrainError:
+        error = answer.get("error")
+        if not isinstance(error, dict):
+            raise
+        raise TrainError(error["msg"], error["hint"], error["category"]) from None
+    reporter.say(f"fetched {name} into {answer.get('folder')}")
+    return str(answer.get("folder", ""))

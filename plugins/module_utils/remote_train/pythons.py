@@ -11,13 +11,20 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from typing import Any
+
+from .killable import DONE, Job, run
+from .limited import look
 
 VENV = "outputs/training_sync/venv"
 """The venv of the project's own, under the project root."""
 
 RECORDED = ("torch", "transformers", "peft")
 """The packages whose versions change weights, and so are in the fingerprint."""
+
+FOLDERS_SECONDS, FIRST_SECONDS, OTHERS_SECONDS = 5.0, 10.0, 15.0
+"""Seconds for a look at where Pythons may lie, for the best of them, and for all others at once."""
 
 CONDA_FOLDERS = (
     "/opt/conda",
@@ -48,12 +55,13 @@ def candidates(root: str, named: str = "") -> list[str]:
     folders = [folder for pattern in CONDA_FOLDERS for folder in sorted(glob.glob(pattern))]
     paths = [os.path.join(root, VENV, "bin", "python")]
     paths += [os.path.join(folder, "bin", "python") for folder in folders]
-    paths += [
-        os.path.join(folder, "python3")
-        for folder in os.environ.get("PATH", os.defpath).split(os.pathsep)
-    ]
+    paths += [os.path.join(folder, "python3") for folder in _path()]
     paths += ["/usr/local/bin/python3", "/usr/bin/python3"]
     return [path for path in dict.fromkeys(paths) if os.access(path, os.X_OK)]
+
+
+def _path() -> list[str]:
+    return os.environ.get("PATH", os.defpath).split(os.pathsep)
 
 
 def parse_requirements(text: str) -> dict[str, str]:
@@ -109,12 +117,7 @@ def probe(python: str, requirements: dict[str, str], timeout: float = 20) -> dic
         )
         answer = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return {
-            "path": python,
-            "python": "",
-            "packages": {},
-            "missing": [f"{python} doesn't run ({type(error).__name__})"],
-        }
+        return _silent(python, type(error).__name__)
     packages = answer["packages"]
     missing = []
     for name, bounds in requirements.items():
@@ -125,18 +128,48 @@ def probe(python: str, requirements: dict[str, str], timeout: float = 20) -> dic
     return {"path": python, "missing": missing, **answer}
 
 
+def _silent(python: str, why: str) -> dict[str, Any]:
+    """The probe of a Python that doesn't answer."""
+    missing = [f"{python} doesn't run ({why})"]
+    return {"path": python, "python": "", "packages": {}, "missing": missing}
+
+
 def find(root: str, requirements: dict[str, str], named: str = "") -> dict[str, Any]:
     """The first Python that has what is required.
 
+    The best one is asked alone, and all others at once where it won't do, so that half a minute is
+    enough whatever hangs. One that gives no answer is passed over.
+
     :returns: ``found`` (its probe, or None) and ``tried`` (the probes of all that were tried).
+    :raises TrainError: category ``infra``, where a folder in which Pythons may lie hangs.
     """
-    tried = []
-    for python in candidates(root, named):
-        answer = probe(python, requirements)
-        tried.append(answer)
-        if answer["python"] and not answer["missing"]:
-            return {"found": answer, "tried": tried}
+    paths = [named]
+    if not named:
+        known = [f if "*" not in f else os.path.dirname(f) for f in CONDA_FOLDERS]
+        places = [os.path.join(root, VENV), *known, *_path()]
+        paths = look(lambda: candidates(root), places, FOLDERS_SECONDS)
+    tried: list[dict[str, Any]] = []
+    for some, seconds in ((paths[:1], FIRST_SECONDS), (paths[1:], OTHERS_SECONDS)):
+        for answer in _ask(some, requirements, seconds):
+            tried.append(answer)
+            if answer["python"] and not answer["missing"]:
+                return {"found": answer, "tried": tried}
     return {"found": None, "tried": tried}
+
+
+def _ask(
+    paths: Sequence[str], requirements: dict[str, str], seconds: float
+) -> list[dict[str, Any]]:
+    """The probes of some Pythons, which are asked at once."""
+
+    def job(path: str) -> Job:
+        return Job(lambda: probe(path, requirements, seconds), seconds + 1)
+
+    ended = run({path: job(path) for path in paths})
+    return [
+        one.value if one.state == DONE else _silent(path, f"no answer in {seconds:g} s")
+        for path, one in ended.items()
+    ]
 
 
 def recorded(packages: dict[str, str]) -> dict[str, str]:

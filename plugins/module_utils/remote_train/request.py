@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import git_url
+from . import git_url, model_cache
 from .errors import TrainError
 
 TRAINING_SETTINGS = (
@@ -221,6 +221,18 @@ def _inside(name: str, value: str) -> str:
     return clean
 
 
+def _folder(name: str, value: Any) -> str:
+    """``value`` as an absolute path on the host, or nothing."""
+    text = str(value or "").rstrip("/")
+    # Both hubs' libraries know the home folder; a link into it would not.
+    if text and not text.startswith(("/",) if name == "runtime_base" else ("/", "~/")):
+        raise TrainError(
+            f"{name} is {value!r}, which is not an absolute path.",
+            f"Give {name} as a path on the GPU host, such as /data.",
+        )
+    return text
+
+
 def _target_modules(value: Any) -> Any:
     """One name as it is, several as a sorted list: their order changes nothing."""
     names = value.split(",") if isinstance(value, str) else list(value or [])
@@ -399,6 +411,7 @@ def build(
         "on_lock": values["on_lock"],
         "reconnect_timeout": typed("reconnect_timeout", values["reconnect_timeout"], "int"),
         "fingerprint_ignore": list(values["fingerprint_ignore"]),
+        "storage": {key: _folder(key, values[key]) for key in model_cache.STORAGE},
         "sync": _sync(values),
     }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+_JOINTS = "/_,-=."
+
 
 def width(text: str) -> int:
     """How many columns of a terminal a text takes (Unicode Standard Annex 11)."""
@@ -34,8 +36,12 @@ def wrap(text: str, limit: int) -> list[str]:
         line, used = "", 0
         for character in word:
             if used + _columns(character) > limit:
-                lines.append(line)
-                line, used = "", 0
+                # A path or a list goes on at one of its joints, where one is near.
+                joint = max(line.rfind(sign) for sign in _JOINTS) + 1
+                joint = joint if joint * 2 > len(line) else len(line)
+                lines.append(line[:joint])
+                line = line[joint:]
+                used = width(line)
             line, used = line + character, used + _columns(character)
     return [*lines, line] if line or not lines else lines
 

@@ -1,4 +1,4 @@
-"""Send an archive in parts, so that a link that breaks costs one part and not all of it."""
+"""Send a large file in parts, so that a link that breaks costs one part and not all of it."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ _TAKE = (
     'mv -f -- "$part" "$1" || { rm -f -- "$part"; exit 1; }'
 )
 
+_LENGTH = 'if [ -f "$1" ]; then wc -c < "$1"; else echo 0; fi'
+_JOIN = (
+    'target=$1; cd -- "$2" && shift 2 && mkdir -p -m 0700 -- "$(dirname -- "$target")" && '
+    'cat -- "$@" > "$target.whole" && mv -f -- "$target.whole" "$target" && '
+    'cd / && rm -rf -- "$OLDPWD"'
+)
+
 Run = Callable[[list[str], bytes], str]
 """Runs a program on the host with these words and this input; gives what it printed."""
 
@@ -70,7 +77,8 @@ class Upload:
         """
         there = os.path.join(self._incoming, folder, os.path.basename(path))
         size = os.path.getsize(path)
-        at, room = self._arrived(folder, there)
+        before, room = self._arrived(folder, there)
+        at = _end(before)
         if at > size:
             raise TrainError(
                 f"{there} on the host holds more than was ever sent.", "Remove it there.", "ops"
@@ -90,7 +98,7 @@ class Upload:
                 at = self._rest(path, at, folder, there, meter)
             except TrainError:
                 # Another sync of the same files has ended, and has taken the parts away with it.
-                left, _room = self._arrived(folder, there)
+                left = _end(self._arrived(folder, there)[0])
                 if left >= self._reached or self._restarts == 0:
                     raise
                 self._restarts -= 1
@@ -100,7 +108,7 @@ class Upload:
     def missing(self, path: str, folder: str) -> bool:
         """Whether a part of an archive that was sent is no longer there."""
         there = os.path.join(self._incoming, folder, os.path.basename(path))
-        return self._arrived(folder, there)[0] < os.path.getsize(path)
+        return _end(self._arrived(folder, there)[0]) < os.path.getsize(path)
 
     def _rest(self, path: str, at: int, folder: str, there: str, meter: Meter) -> int:
         """Send what comes after the first ``at`` bytes; the archive's length."""
@@ -116,13 +124,32 @@ class Upload:
                 length = _next(length, time.monotonic() - began)
         return at
 
-    def _arrived(self, folder: str, there: str) -> tuple[int, int]:
-        """How many bytes of an archive are there, in parts, and how many more may be."""
+    def _arrived(self, folder: str, there: str) -> tuple[list[tuple[str, int]], int]:
+        """The parts of an archive that are there, and how many more bytes may be."""
         own = os.path.join(self._incoming, folder)
         prepare = ["sh", "-c", _PREPARE, "sh", self._incoming, there, own]
         disk, *names = self._link(lambda: self._run(prepare, b"")).splitlines()
-        before = parts.arrived(names)
-        return (before[-1][1] if before else 0), _room(disk)
+        return parts.arrived(names), _room(disk)
+
+    def whole(self, path: str, folder: str, meter: Meter) -> str:
+        """Send one file and join its parts; its path there.
+
+        One of its length that is there already counts as sent: whoever uses it verifies its digest.
+
+        :param folder: below ``incoming``, for this file and others.
+        :raises TrainError: when the host can't take it.
+        """
+        there = os.path.join(self._incoming, folder, os.path.basename(path))
+        length = ["sh", "-c", _LENGTH, "sh", there]
+        size = os.path.getsize(path)
+        if int(self._link(lambda: self._run(length, b"")).split()[-1]) == size:
+            meter.skip(size)
+            return there
+        # Parts, and then the whole beside them: its size counts twice.
+        lie = self.send(path, f"{folder}.parts", meter, size)
+        names = [name for name, _end in self._arrived(f"{folder}.parts", lie)[0]]
+        self._link(lambda: self._run(["sh", "-c", _JOIN, "sh", there, lie, *names], b""))
+        return there
 
     def place(self, path: str, folder: str) -> str:
         """Send a small file in one piece, beside an archive; its path there."""
@@ -135,6 +162,11 @@ class Upload:
         own = os.path.join(self._incoming, folder)
         words = ["sh", "-c", _TAKE, "sh", there, str(len(piece)), own]
         self._link(lambda: self._run(words, piece))
+
+
+def _end(arrived: list[tuple[str, int]]) -> int:
+    """How many bytes of an archive these parts hold."""
+    return arrived[-1][1] if arrived else 0
 
 
 def _room(line: str) -> int:

@@ -1,0 +1,141 @@
+"""The gate's first check: whether the NVIDIA driver is there and answers, and why not."""
+
+from __future__ import annotations
+
+from .gate_model import FAIL, GPU, OK, SKIPPED, UNKNOWN, WARN, Check, Context, Verdict
+from .nvidia_smi import Answer
+
+NO_GPU = "Rent a machine with an NVIDIA GPU, or set gpu_gate to warn to train without one."
+OTHER_MACHINE = "Ask the provider to repair it, or take another machine."
+
+# How to know what went wrong when nvidia-smi gave no XML: a piece of its words or its exit code
+# (manual page, "RETURN VALUE"; the codes above 18 are NVML's), what that means, what to do.
+_FAILURES: tuple[tuple[str, int, str, str], ...] = (
+    (
+        "driver/library version mismatch",
+        18,
+        "the driver in the kernel and its library are of different versions",
+        "Reboot the machine; in a container, restart it so that it gets the host's library.",
+    ),
+    (
+        "couldn't communicate with the nvidia driver",
+        9,
+        "the driver isn't loaded",
+        "Reboot the machine, or install the driver again (the kernel may be newer than it); "
+        "in a container, start it with its GPUs.",
+    ),
+    (
+        "gpu is lost",
+        15,
+        "a GPU has fallen off the bus",
+        "Reboot the machine; if it comes back, take another one.",
+    ),
+    (
+        "unable to determine the device handle",
+        15,
+        "a GPU has fallen off the bus",
+        "Reboot the machine; if it comes back, take another one.",
+    ),
+    (
+        "no devices were found",
+        6,
+        "the driver sees no GPU",
+        "Check that the machine was rented with a GPU and that the container was given it.",
+    ),
+    (
+        "nvml shared library couldn't be found",
+        12,
+        "the driver's library is missing",
+        "In a container, start it with its GPUs; else install the driver again.",
+    ),
+    (
+        "insufficient permissions",
+        4,
+        "this user may not ask the driver",
+        "Give the user read and write access to /dev/nvidia*.",
+    ),
+    ("infoROM is corrupted", 14, "the infoROM of a GPU is corrupted", OTHER_MACHINE),
+    ("", 8, "a GPU's power cables aren't attached", OTHER_MACHINE),
+    ("", 10, "the kernel found an interrupt issue with a GPU", OTHER_MACHINE),
+)
+
+
+def driver(context: Context) -> Verdict:
+    """Whether the driver is there and answers.
+
+    Fails when nvidia-smi is missing, doesn't answer in time, can't reach the driver or says
+    what can't be read; warns when it answers and complains (a corrupted infoROM, for one).
+    """
+    answer, expected = context.smi, "nvidia-smi answers"
+    if answer is None:
+        return Verdict(SKIPPED, "nvidia-smi was not asked")
+    if answer.state != "ok":
+        seen, action = _no_answer(answer)
+        return Verdict(FAIL, seen, expected, action)
+    if answer.code:
+        meaning, action = _meaning(answer)
+        return Verdict(WARN, f"it answers, but {meaning} ({_words(answer)})", expected, action)
+    snapshot = answer.snapshot
+    if snapshot.driver_version is None:
+        return Verdict(UNKNOWN, "it answers, but names no version", expected)
+    cuda = f", CUDA {snapshot.cuda_version}" if snapshot.cuda_version else ""
+    return Verdict(OK, f"driver {snapshot.driver_version}{cuda}", expected)
+
+
+def _no_answer(answer: Answer) -> tuple[str, str]:
+    """Why there is no answer, and what to do."""
+    missing = f"there is no {answer.program} on this machine"
+    program = "name its path in gpu_gate_nvidia_smi."
+    if answer.state == "failed":
+        meaning, action = _meaning(answer)
+        return f"{meaning} ({_words(answer)})", action
+    if answer.state == "missing" and not answer.text:
+        return f"{missing}, so no NVIDIA driver and no GPU", NO_GPU
+    table = {
+        "missing": (
+            f"{missing}, though {answer.text}",
+            f"Put nvidia-smi into the image, or {program}",
+        ),
+        "unusable": (
+            f"{answer.program} can't be run ({answer.text})",
+            f"Install the driver again, or {program}",
+        ),
+        "hangs": (
+            f"nvidia-smi gave no answer within {answer.seconds:g} s",
+            "The driver hangs: reboot the machine; if it comes back, take another one.",
+        ),
+        "unreadable": (
+            f"the answer of nvidia-smi can't be read: {answer.text}",
+            "Run nvidia-smi -q -x on the machine and look at what it prints.",
+        ),
+    }
+    return table[answer.state]
+
+
+def _meaning(answer: Answer) -> tuple[str, str]:
+    """What a failed call means, and what to do: by its words, else by its exit code."""
+    said = answer.text.lower()
+    for piece, _code, meaning, action in _FAILURES:
+        if piece and piece.lower() in said:
+            return meaning, action
+    for _piece, code, meaning, action in _FAILURES:
+        if code == answer.code:
+            return meaning, action
+    return "nvidia-smi failed", "Run nvidia-smi on the machine and look at what it says."
+
+
+def _words(answer: Answer) -> str:
+    code = answer.code if answer.code is not None else 0
+    ended = f"killed by signal {-code}" if code < 0 else f"exit {code}"
+    return f"{ended}: {answer.text}" if answer.text else ended
+
+
+CHECKS = (
+    Check(
+        GPU,
+        driver,
+        "nvidia-smi is missing, hangs, can't reach the driver, or prints what can't be read",
+        "it answers and complains",
+        ("timeout",),
+    ),
+)

@@ -1,0 +1,224 @@
+#!/usr/bin/python
+# Copyright: the remote-train authors. Apache License 2.0 (see LICENSE)
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: active_gate
+short_description: Say whether the training's own Python can do this training
+description:
+  - The active part of the GPU gate, in one round trip, after provisioning. Runs torch on the
+    processor and on the GPUs, loads configuration and tokenizer of the base models, and counts the
+    longest chats in tokens.
+  - Each check gives one finding, in the form of the module M(gpu_probe). A finding never makes the
+    module fail; RV(stop) says whether the run should stop, and the role decides.
+  - What hangs is killed after O(timeout), and is itself a finding. A folder of models that gives
+    no answer makes the module fail, with the category C(infra).
+author: the remote-train authors
+attributes:
+  check_mode:
+    description: Can run in check mode and changes nothing.
+    support: full
+  diff_mode:
+    description: Shows differences.
+    support: none
+  platform:
+    description: Where the module runs.
+    platforms: linux
+    support: full
+options:
+  project_root:
+    description: The training project's folder on the GPU host.
+    type: path
+    required: true
+  python:
+    description: The training's Python. Without it, everything is C(unknown).
+    type: str
+    default: ""
+  mode:
+    description: What a failed check of the GPU does, as in the module M(gpu_probe).
+    type: str
+    choices: [strict, warn, "off"]
+    default: strict
+  stages:
+    description: The stages that would run, as the request has them.
+    type: list
+    elements: dict
+    default: []
+  storage:
+    description: Where models lie, C(runtime_base), C(hf_home) and C(modelscope_cache).
+    type: dict
+    default: {}
+  silence:
+    description: Checks that are silenced, with the reasons, by name. Other names are passed over.
+    type: dict
+    default: {}
+  gpus:
+    description: How many GPUs the run asks for.
+    type: int
+    default: 1
+  driver_cuda:
+    description: The newest CUDA that the driver runs, as M(gpu_probe) returns it.
+    type: str
+    default: ""
+  warn_bandwidth:
+    description: The speed from the host's memory to a GPU's, in GiB/s, below which that is a warning.
+    type: float
+    default: 4
+  min_bandwidth:
+    description: The speed below which it fails.
+    type: float
+    default: 0.5
+  memory_slack:
+    description: By which part a GPU may fall short of the estimate before that fails.
+    type: float
+    default: 0.15
+  timeout:
+    description: For how many seconds the training's Python is waited for, at most 50.
+    type: float
+    default: 45
+"""
+
+EXAMPLES = r"""
+- name: See whether the training's Python can do it
+  active_gate:
+    project_root: /srv/tutor
+    python: /opt/conda/bin/python
+    stages: "{{ settings_request.stages }}"
+"""
+
+RETURN = r"""
+findings:
+  description: One entry for each check, in the form of the module M(gpu_probe).
+  returned: success
+  type: list
+  elements: dict
+stop:
+  description: Whether the run should stop here.
+  returned: success
+  type: bool
+stopping:
+  description: The findings that make it stop.
+  returned: success
+  type: list
+  elements: dict
+message:
+  description: One sentence that says why it stops; empty where it doesn't.
+  returned: success
+  type: str
+hint:
+  description: What to do about the first of RV(stopping).
+  returned: success
+  type: str
+summary:
+  description: How many findings there are of each result.
+  returned: success
+  type: dict
+table:
+  description: The findings that are neither C(ok) nor C(skipped), as a text table; may be empty.
+  returned: success
+  type: str
+full_table:
+  description: All findings as a text table.
+  returned: success
+  type: str
+facts:
+  description: What the training's Python said, by part.
+  returned: success
+  type: dict
+seconds:
+  description: How long it took.
+  returned: success
+  type: float
+"""
+
+import inspect
+import os
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.remote_train import (
+    active_facts,
+    active_gate,
+    gate,
+    gate_limits,
+    gate_torch,
+    limited,
+)
+from ansible.module_utils.remote_train.errors import TrainError
+
+LONGEST = 50.0
+"""Seconds for all of it, so that a minute is enough with Ansible's start and what is killed."""
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "project_root": {"type": "path", "required": True},
+            "python": {"type": "str", "default": ""},
+            "mode": {"type": "str", "choices": ["strict", "warn", "off"], "default": "strict"},
+            "stages": {"type": "list", "elements": "dict", "default": []},
+            "storage": {"type": "dict", "default": {}},
+            "silence": {"type": "dict", "default": {}},
+            "gpus": {"type": "int", "default": 1},
+            "driver_cuda": {"type": "str", "default": ""},
+            "warn_bandwidth": {"type": "float", "default": 4},
+            "min_bandwidth": {"type": "float", "default": 0.5},
+            "memory_slack": {"type": "float", "default": 0.15},
+            "timeout": {"type": "float", "default": 45},
+        },
+        supports_check_mode=True,
+    )
+    started = time.monotonic()
+    given = module.params
+    stages, root, storage = given["stages"], given["project_root"], given["storage"]
+    names = [check.name for check in active_gate.CHECKS]
+    try:
+        if not 0 < given["timeout"] <= LONGEST:
+            raise TrainError(
+                f"active_gate_timeout is {given['timeout']:g}.",
+                f"Give it a number of seconds above 0, at most {LONGEST:g}.",
+            )
+        # The passive gate has refused names that neither of the two knows.
+        ours = {name: why for name, why in given["silence"].items() if name in names}
+        silenced = gate_limits.silenced(ours, names)
+        bases = limited.look(
+            lambda: active_facts.bases_of(stages, root, storage, os.environ),
+            active_facts.places(stages, root, storage),
+        )
+    except TrainError as error:
+        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+    facts = active_facts.gather(
+        active_facts.Facts(
+            python=given["python"],
+            bases=bases,
+            gpus=given["gpus"],
+            driver_cuda=given["driver_cuda"],
+            warn_bandwidth=given["warn_bandwidth"],
+            min_bandwidth=given["min_bandwidth"],
+            memory_slack=given["memory_slack"],
+        ),
+        root,
+        given["mode"],
+        inspect.getsource(gate_torch),
+        min(given["timeout"], LONGEST - (time.monotonic() - started)),
+    )
+    findings = active_gate.run_checks(facts, given["mode"], silenced)
+    stop, stopping = gate.judge(findings, given["mode"])
+    message, hint = gate.sentence(stopping)
+    module.exit_json(
+        changed=False,
+        findings=[finding.as_dict() for finding in findings],
+        stop=stop,
+        stopping=[finding.as_dict() for finding in stopping],
+        message=message,
+        hint=hint,
+        summary=gate.count_results(findings),
+        table=gate.table(findings),
+        full_table=gate.table(findings, everything=True),
+        facts={name: part for name, part in facts.found.items() if "lengths" not in name},
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+if __name__ == "__main__":
+    main()
