@@ -130,17 +130,7 @@ class ActionModule(TrainAction):
         return self.shell(words, stdin, os.path.join(self._root, provision.INCOMING))
 
     def _command(self, line: str) -> str:
-        answer = self._low_level_execute_command(
-            line, sudoable=False, encoding_errors="surrogateescape"
-        )
-        if answer["rc"] != 0:
-            words = str(answer["stderr"]).strip().splitlines()[-1:] or ["no word"]
-            raise TrainError(
-                f"How far provisioning is can't be read on the host: {words[0]}",
-                f"Look into {detached.FOLDER} there.",
-                "infra",
-            )
-        return str(answer["stdout"])
+        return self.read(line, "How far provisioning is", f"Look into {detached.FOLDER} there.")
 
     def _looked(self, answer: Result) -> Result:
         """The result where nothing was started: all is there, or nothing may be changed."""

@@ -82,17 +82,7 @@ class ActionModule(TrainAction):
         return [need for need in needs if need in stuck]
 
     def _command(self, line: str) -> str:
-        answer = self._low_level_execute_command(
-            line, sudoable=False, encoding_errors="surrogateescape"
-        )
-        if answer["rc"] != 0:
-            words = str(answer["stderr"]).strip().splitlines()[-1:] or ["no word"]
-            raise TrainError(
-                f"The stage's status can't be read on the host: {words[0]}",
-                "Look into outputs/training_sync/live there.",
-                "infra",
-            )
-        return str(answer["stdout"])
+        return self.read(line, "The stage's status", "Look into outputs/training_sync/live there.")
 
     def _start(self, name: str, task_vars: Result) -> Result:
         """Start the stage; over a cut, the token makes a second start find the first."""

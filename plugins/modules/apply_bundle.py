@@ -190,7 +190,7 @@ from ansible.module_utils.remote_train import live, offer
 from ansible.module_utils.remote_train.bundle_apply import Delivery, apply
 from ansible.module_utils.remote_train.errors import TrainError
 from ansible.module_utils.remote_train.file_names import shown
-from ansible.module_utils.remote_train.problems import RefusedError
+from ansible.module_utils.remote_train.problems import failure
 from ansible.module_utils.remote_train.signature import Trust
 from ansible.module_utils.remote_train.versions import KEEP
 
@@ -273,16 +273,8 @@ def main() -> None:
             trust=trust(params),
             delivery=delivery,
         )
-    except RefusedError as error:
-        module.fail_json(
-            msg=error.message,
-            hint=error.hint,
-            category=error.category,
-            problems=[problem._asdict() for problem in error.problems.items],
-            problem_count=error.problems.count,
-        )
     except TrainError as error:
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     for warning in done.warnings:
         module.warn(warning)
     result = {

@@ -161,7 +161,7 @@ from ansible.module_utils.remote_train import (
 )
 from ansible.module_utils.remote_train.digest_cache import DigestCache
 from ansible.module_utils.remote_train.errors import TrainError
-from ansible.module_utils.remote_train.problems import RefusedError
+from ansible.module_utils.remote_train.problems import failure
 
 
 def pull_of(
@@ -248,16 +248,8 @@ def main() -> None:
                 made["offer_kept"] = plan.sends(sync) and offer.keep(state, offered, packed)
         made["is_clone"] = os.path.lexists(os.path.join(root, ".git"))
         made["engine_changed"] = plan.engine_differs(root, given["engine"])
-    except RefusedError as error:
-        module.fail_json(
-            msg=error.message,
-            hint=error.hint,
-            category=error.category,
-            problems=[problem._asdict() for problem in error.problems.items],
-            problem_count=error.problems.count,
-        )
     except TrainError as error:
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     module.exit_json(changed=changed, interrupted=interrupted, **made)
 
 

@@ -154,7 +154,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.remote_train import live, recovery, versions
 from ansible.module_utils.remote_train.errors import TrainError
 from ansible.module_utils.remote_train.file_names import shown
-from ansible.module_utils.remote_train.problems import RefusedError
+from ansible.module_utils.remote_train.problems import failure
 from ansible.module_utils.remote_train.rollback import RollbackResult, rollback
 
 SHOWN = 20  # files that are listed for a person; --diff lists all
@@ -172,16 +172,8 @@ def main() -> None:
     )
     try:
         result = answer(module)
-    except RefusedError as error:
-        module.fail_json(
-            msg=error.message,
-            hint=error.hint,
-            category=error.category,
-            problems=[problem._asdict() for problem in error.problems.items],
-            problem_count=error.problems.count,
-        )
     except TrainError as error:
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     module.exit_json(**result)
 
 

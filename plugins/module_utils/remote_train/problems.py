@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import TrainError
 from .file_names import shown
@@ -62,3 +62,16 @@ def refused(
     problems = Problems()
     problems.add(problem, message, name=name)
     return RefusedError(subject, problems, hint)
+
+
+def failure(error: TrainError) -> dict[str, Any]:
+    """What a module that ends in ``error`` returns; of a refusal, every reason that was kept."""
+    result: dict[str, Any] = {
+        "msg": error.message,
+        "hint": error.hint,
+        "category": error.category,
+    }
+    if isinstance(error, RefusedError):
+        result["problems"] = [problem._asdict() for problem in error.problems.items]
+        result["problem_count"] = error.problems.count
+    return result

@@ -166,6 +166,20 @@ class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no type
             )
         return str(answer["stdout"])
 
+    def read(self, line: str, what: str, hint: str) -> str:
+        """What a shell command prints that reads something on the host.
+
+        :param what: the beginning of the sentence, when that fails.
+        :raises TrainError: when it fails.
+        """
+        answer: Result = self._low_level_execute_command(
+            line, sudoable=False, encoding_errors="surrogateescape"
+        )
+        if answer["rc"] != 0:
+            words = str(answer["stderr"]).strip().splitlines()[-1:] or ["no word"]
+            raise TrainError(f"{what} can't be read on the host: {words[0]}", hint, "infra")
+        return str(answer["stdout"])
+
     def line_for(self, task_vars: Result, first_after: float = PLAIN_EVERY) -> Line:
         """Where progress is shown; lines begin with the host's name where several hosts write.
 
