@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             playbook=str(PROJECT / "playbooks" / options.PLAYBOOKS[given.command][0]),
             inventory=_inventory(given, private),
             extravars=options.extra_variables(given) | options.connection_variables(given),
-            tags=",".join(options.tag_of(stage) for stage in given.stage) or None,
+            tags=options.tags(given),
             cmdline="--check --diff" if given.check else None,
             verbosity=given.verbose or None,
             envvars={
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     status = watch.status(run.rc, interrupt.happened)
     if interrupt.happened and run.rc != 0:
-        sys.stdout.write(_interrupted(status))
+        sys.stdout.write(_interrupted(status, given.command))
     return status
 
 
@@ -75,8 +75,12 @@ def _write_settings(private: str) -> None:
     path.write_text(json.dumps(SETTINGS), encoding="utf-8")
 
 
-def _interrupted(status: int) -> str:
+def _interrupted(status: int, command: str) -> str:
     """What a person who stopped the run has to know."""
+    if command in ("logs", "status"):
+        return "The view has ended, and nothing else: what runs there goes on.\n"
+    if command == "stop":
+        return "Interrupted. A stage that was asked to end ends there by itself.\n"
     if status == INTERRUPTED:
         return (
             "Interrupted. The training goes on there: give the same command again, and it "

@@ -14,6 +14,9 @@ PLAYBOOKS = {
     "precheck": ("precheck.yml", "see whether the machine is fit"),
     "sync": ("sync.yml", "bring the training project to the host"),
     "collect": ("collect.yml", "bring the results home, or verify what is there"),
+    "status": ("status.yml", "say where each stage stands, and what the machine does"),
+    "stop": ("stop.yml", "end the stage that runs, and nothing else"),
+    "logs": ("logs.yml", "show the log of a stage; with -f, what comes to it as well"),
 }
 """Each subcommand with its playbook and what it does."""
 
@@ -47,8 +50,15 @@ SETTINGS = (
     "force",
     "gpu_gate",
     "acceptance_gate",
+    "follow",
+    "log_lines",
+    "stop_grace",
 )
 """The options that are settings of the same name."""
+
+
+ONLY_FOR = {"follow": "logs", "log_lines": "logs", "stop_grace": "stop"}
+"""The options of one subcommand alone."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,6 +92,9 @@ def parser() -> argparse.ArgumentParser:
     )
     known.add_argument("--force", action="store_true", help="train again what is up to date")
     known.add_argument("--check", action="store_true", help="change nothing, say what would")
+    known.add_argument("-f", "--follow", action="store_true", help="logs: until the stage ends")
+    known.add_argument("-n", "--lines", dest="log_lines", type=int, help="logs: how many")
+    known.add_argument("--grace", dest="stop_grace", type=int, help="stop: seconds before a kill")
     known.add_argument("-v", "--verbose", action="count", default=0, help="show Ansible's output")
     return known
 
@@ -108,13 +121,37 @@ def read(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for stage in given.stage:
         if stage in NO_STAGES or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", stage):
             known.error(f"--stage: {stage!r} is no stage; give --stage again for another one")
+    _check_command(known, given)
     return given
+
+
+def _check_command(known: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Refuse an option that the subcommand has no use for."""
+    for name, command in ONLY_FOR.items():
+        if getattr(given, name) != known.get_default(name) and given.command != command:
+            known.error(f"--{name.rpartition('_')[2]} is for {command}, not for {given.command}")
+    if given.stage and given.command in ("status", "stop"):
+        known.error(f"--stage is not for {given.command}, which looks at whatever runs")
+    if given.command == "logs" and len(given.stage) > 1:
+        known.error("--stage: there is one log at a time; give it once")
 
 
 def extra_variables(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that the command line gives; what it doesn't name stays as it is."""
     given = {name: getattr(options, name) for name in SETTINGS}
-    return {name: value for name, value in given.items() if value not in (None, False)}
+    chosen = {
+        name: value for name, value in given.items() if value is not None and value is not False
+    }
+    if options.command == "logs" and options.stage:
+        chosen["log_stage"] = options.stage[0]
+    return chosen
+
+
+def tags(options: argparse.Namespace) -> str | None:
+    """What goes to Ansible's ``--tags``; None for everything."""
+    if options.command == "logs":
+        return None
+    return ",".join(tag_of(stage) for stage in options.stage) or None
 
 
 def inventory(options: argparse.Namespace) -> dict[str, Any] | None:

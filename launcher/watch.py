@@ -21,6 +21,9 @@ ANSIBLE_REFUSED = (4, 5)
 """What ansible-playbook exits with when it can't read its input (4, without a host that is
 unreachable) or its options (5)."""
 
+FOLLOWING = ("stage", "logs")
+"""The actions that look on while a training runs."""
+
 ENDS = ("runner_on_ok", "runner_on_failed", "runner_on_skipped", "runner_on_unreachable")
 """The events that end a task on a host."""
 
@@ -41,7 +44,7 @@ class Watch:
         self.pid = event.get("pid") or self.pid
         data = event.get("event_data") or {}
         name, action = event.get("event"), data.get("task_action")
-        if name == "runner_on_start" and action == "stage":
+        if name == "runner_on_start" and action in FOLLOWING:
             self._following.add(str(data.get("host")))
         elif name in ENDS:
             self._following.discard(str(data.get("host")))

@@ -14,7 +14,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 from controller import project, source
 from controller.action import Result, TrainAction
 from controller.progress import SHOWN_AFTER, waiting
-from remote_train import chats, fingerprint, git_tree, model_cache, pythons, request, runs
+from remote_train import chats, fingerprint, git_tree, request, runs
 from remote_train.errors import TrainError
 from remote_train.file_names import first_of, shown
 from remote_train.offer import Offer
@@ -39,7 +39,7 @@ class ActionModule(TrainAction):
             if brings and sync["mode"] == "git":
                 git = source.pulled_from(sync, self.setting("sync_git_url", task_vars))
             on_host = self._check_data(wanted, found, git) if check_data else []
-            requirements = self._requirements(wanted)
+            requirements = project.requirements_for(wanted)
             state = git_tree.UNTRACKED if git else runs.SYNC
             with waiting(line, "the host looks at what it has"):
                 made = self.call(
@@ -76,19 +76,6 @@ class ActionModule(TrainAction):
             return True
         local = self._connection.transport == "local"
         return bool(folder) and not (local and os.path.realpath(root) == os.path.realpath(folder))
-
-    def _requirements(self, wanted: Result) -> dict[str, str]:
-        """What the training's Python must have; nothing where only the user's commands run."""
-        chosen = [stage for stage in wanted["stages"] if stage["name"] in wanted["selected"]]
-        if chosen and all(stage["command"] for stage in chosen):
-            return {}
-        required = pythons.parse_requirements(project.requirements_text())
-        ours = [stage for stage in chosen or wanted["stages"] if not stage["command"]]
-        if model_cache.by_name([s for s in ours if s["model"]["use_modelscope"]], None):
-            required["modelscope"] = ""
-        if any(stage["settings"]["use_qlora"] for stage in ours):
-            required["bitsandbytes"] = ""
-        return required
 
     def _check_data(
         self, wanted: Result, found: source.Source | None, git: Result | None

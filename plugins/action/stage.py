@@ -100,7 +100,10 @@ class ActionModule(TrainAction):
             # Somebody else's training began between our plan and now.
             holder = started["status"]
             self._refuse_or_say(holder)
-            self._follow(holder)
+            followed = self._follow(holder)
+            if followed and followed.get("stopped") and self._request["on_lock"] == "attach":
+                # Who stops a stage that several follow means all of them.
+                raise TrainError(followed["msg"], followed["hint"], followed["category"])
             started = self._link(lambda: self.call("stage", arguments, task_vars))
         return started
 
@@ -217,14 +220,20 @@ class ActionModule(TrainAction):
             "log": status.get("log"),
         }
         error = status.get("error")
+        stopped = status.get("stopped")
         if error:
+            said = f"The stage {stage} failed: {error['symptom']}"
+            if stopped:
+                result["stopped"] = stopped
+                said = f"The stage {stage} was stopped by {stopped.get('by')}."
             result.update(
                 failed=True,
-                msg=f"The stage {stage} failed: {error['symptom']}",
+                msg=said,
                 hint=error["action"] or f"Its log is {status.get('log')} on the host.",
                 category=error["category"],
                 recorded=True,
             )
         elapsed = float(status.get("heartbeat", 0)) - float(status.get("started_at", 0))
-        self._line.keep(f"  {stage}  {status.get('state')} in {duration(elapsed)}")
+        how = "was stopped after" if stopped else f"{status.get('state')} in"
+        self._line.keep(f"  {stage}  {how} {duration(elapsed)}")
         return result

@@ -32,7 +32,16 @@ requirements:
   - set as stdout in configuration
 """
 
-_LIVE_ACTIONS = ("plan", "code_sync", "provision", "stage", "collect", "bundle")
+_LIVE_ACTIONS = (
+    "plan",
+    "code_sync",
+    "provision",
+    "stage",
+    "collect",
+    "bundle",
+    "stop",
+    "logs",
+)
 """The steps that show lines while they run: their titles come first."""
 
 _SHOWN_ACTIONS = (
@@ -42,6 +51,7 @@ _SHOWN_ACTIONS = (
     "verify_manifest",
     "apply_bundle",
     "rollback",
+    "status",
 )
 """The steps that have titles; the others are housekeeping."""
 

@@ -234,3 +234,36 @@ def leftover(site: Site) -> list[str]:
 
 def test_the_program_is_installed() -> None:
     assert shutil.which(PROGRAM)
+
+
+# Looking on, and stopping ------------------------------------------------------------------------
+
+
+def test_status_logs_and_stop(clone: Site) -> None:
+    """Ctrl-C ends the view alone; the stop ends the stage, and the run that follows it."""
+    hold = clone.hold("style")
+    run = clone.start("--stage", "style")
+    try:
+        until(lambda: clone.trained() == ["style"], "the start of style")
+        until(lambda: '"child"' in (clone.sync / "live/status.json").read_text(), "its child")
+        looked = clone.playbooks.run(*clone.arguments("status"), cwd=clone.folder)
+        assert looked.status == DONE, looked.output
+        assert any(line.split()[:2] == ["style", "runs"] for line in looked.lines)
+        view = clone.start("logs", "-f", "-n", "5", "--stage", "style")
+        assert view.stdout is not None
+        for line in view.stdout:
+            if ".log, " in line:
+                break
+        os.kill(view.pid, signal.SIGINT)
+        rest = finish(view)
+        assert rest.status == INTERRUPTED, rest.output
+        assert "The view has ended, and nothing else" in rest.output
+        stopped = clone.playbooks.run(*clone.arguments("stop", "--grace", "5"), cwd=clone.folder)
+        assert stopped.status == DONE, stopped.output
+        assert "stopped style of run_" in stopped.output
+        rest = finish(run)
+        assert rest.status == FAILED, rest.output
+        assert "was stopped by" in rest.output
+    finally:
+        hold.unlink(missing_ok=True)
+        run.kill()

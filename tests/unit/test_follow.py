@@ -371,6 +371,59 @@ def test_a_supervisor_that_says_nothing_new_counts_as_gone(clock):
     assert "the disk is full" in caught.value.hint
 
 
+STOPPED = {
+    "state": "failed",
+    "stopped": {"by": "me@laptop", "killed": False},
+    "error": {"symptom": "The stage was stopped by me@laptop.", "action": "A", "category": "ops"},
+    "started_at": 1.0,
+    "heartbeat": 13.0,
+}
+
+
+def test_a_stage_that_was_stopped_is_said_to_be():
+    action = Action(lambda _: printed(**STOPPED))
+    ended = action._follow(RUNNING)
+    assert ended["failed"]
+    assert ended["msg"] == "The stage style was stopped by me@laptop."
+    assert action.said == ["  style  was stopped after 0:12"]
+
+
+def test_who_attached_to_a_stage_that_was_stopped_gets_to_know_it():
+    """Whoever goes on then would start that very stage again: see playbooks/tasks/attach.yml."""
+    action = Action(lambda _: printed(**STOPPED), attach=True, live=RUNNING)
+    ended = action._attach()
+    assert not ended["failed"]
+    assert ended["stopped"]["by"] == "me@laptop"
+    assert ended["msg"] == "The stage style was stopped by me@laptop."
+
+
+@pytest.mark.parametrize(("on_lock", "starts"), [("attach", 1), ("wait", 2)])
+def test_a_start_that_found_another_stage_does_not_follow_on_a_stop(on_lock, starts, monkeypatch):
+    answers = [{"outcome": "busy", "status": RUNNING}, {"outcome": "skipped", "status": {}}]
+    action = Action(lambda _: printed(**STOPPED), run="run", python="", requirements={})
+    action._request["on_lock"] = on_lock
+    monkeypatch.setattr(action, "_link", Through(action), raising=False)
+    called: list[str] = []
+    monkeypatch.setattr(action, "call", lambda *_: (called.append("x"), answers.pop(0))[1])
+    if on_lock == "attach":
+        with pytest.raises(TrainError, match=r"was stopped by me@laptop\."):
+            action._start("style", {})
+    else:
+        assert action._start("style", {})["outcome"] == "skipped"
+    assert len(called) == starts
+
+
+class Through:
+    """A link that is never cut."""
+
+    def __init__(self, action: Action) -> None:
+        self.command = action.command
+        self.cuts: list[Any] = []
+
+    def __call__(self, attempt: Any) -> Any:
+        return attempt()
+
+
 def test_in_check_mode_what_runs_is_said_and_not_followed():
     action = Action(lambda _: printed(), check=True, attach=True, live=RUNNING)
     assert action._attach()["state"] == "running"
@@ -383,7 +436,7 @@ def test_in_check_mode_what_runs_is_said_and_not_followed():
 def test_check_mode_does_not_plan_and_attach_again():
     """Else it would do so as long as the training runs."""
     tasks = yaml.safe_load((HOUSE / "playbooks/tasks/attach.yml").read_text())
-    assert len(tasks) == 3
+    assert len(tasks) == 6
     for task in tasks[1:]:
         conditions = task["when"]
         assert "not ansible_check_mode" in (

@@ -38,6 +38,10 @@ def variables(*arguments: str) -> dict[str, Any]:
         (["--project-src", ""], {"project_src": ""}),
         (["--project-root", "/srv/tutor"], {"project_root": "/srv/tutor"}),
         (["plan", "--force", "--skip-sample"], {"force": True, "skip_sample": True}),
+        (["logs", "-f", "-n", "7"], {"follow": True, "log_lines": 7}),
+        (["logs", "--stage", "all"], {"log_stage": "all"}),
+        (["stop", "--grace", "0"], {"stop_grace": 0}),
+        (["status"], {}),
     ],
 )
 def test_what_is_given_is_an_extra_variable(
@@ -93,6 +97,11 @@ def test_paths_are_the_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (["--stage", "style,all"], "no stage"),
         (["--stage", "always"], "no stage"),
         (["train"], "train"),
+        (["-f"], "--follow is for logs"),
+        (["status", "-n", "7"], "--lines is for logs"),
+        (["logs", "--grace", "7"], "--grace is for stop"),
+        (["stop", "--stage", "style"], "--stage is not for stop"),
+        (["logs", "--stage", "style", "--stage", "all"], "one log at a time"),
     ],
 )
 def test_a_senseless_command_line_ends_with_2(
@@ -102,6 +111,24 @@ def test_a_senseless_command_line_ends_with_2(
         options.read(arguments)
     assert ended.value.code == WRONG
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], None),
+        (["--stage", "style", "--stage", "all"], "style,multitask"),
+        (["logs", "--stage", "style"], None),
+    ],
+)
+def test_stages_are_tags_but_for_logs(arguments: Sequence[str], expected: str | None) -> None:
+    assert options.tags(options.read(arguments)) == expected
+
+
+@pytest.mark.parametrize("command", options.PLAYBOOKS)
+def test_every_subcommand_has_its_playbook(command: str) -> None:
+    folder = Path(__file__).parents[2] / "playbooks"
+    assert (folder / options.PLAYBOOKS[command][0]).is_file()
 
 
 def test_the_runs_own_steps_are_no_stages() -> None:
@@ -178,6 +205,7 @@ START = event("start", "stage")
         ([], FAILED),
         ([event("start", "plan")], FAILED),
         ([START], INTERRUPTED),
+        ([event("start", "logs")], INTERRUPTED),
         ([START, event("ok", "stage")], FAILED),
         ([START, event("failed", "stage")], FAILED),
         ([START, event("ok", "stage"), event("start", "collect")], FAILED),

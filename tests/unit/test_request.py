@@ -527,3 +527,31 @@ def test_the_ranges_are_those_that_the_training_holds(least, good):
 def test_leaving_out_everything_is_refused(tag):
     with pytest.raises(TrainError, match="leaves nothing to do"):
         request.choose_steps(["all"], [tag], ["sample"])
+
+
+# Looking, and stopping
+
+
+def test_what_is_shown_of_logs_and_how_long_a_stop_waits():
+    assert build()["logs"] == {"stage": "", "lines": 100, "follow": False}
+    assert build()["stop_grace"] == 60
+    made = build(log_stage="all", log_lines="7", follow="yes", stop_grace="0")
+    assert made["logs"] == {"stage": "all", "lines": 7, "follow": True}
+    assert made["stop_grace"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "hint"),
+    [
+        ({"log_lines": 0}, "log_lines is 0.", "1 or more"),
+        ({"log_lines": "many"}, "log_lines is 'many'", "whole number"),
+        ({"stop_grace": -1}, "stop_grace is -1.", "seconds, 0 or more"),
+        ({"log_stage": "styl"}, "log_stage is 'styl'", "Did you mean style?"),
+        ({"log_stage": "x"}, "log_stage is 'x'", "sample, style, writing, all"),
+        ({"follow": "perhaps"}, "follow is 'perhaps'", "true or false"),
+    ],
+)
+def test_wrong_settings_of_logs_and_stop(changes, message, hint):
+    error = refused(**changes)
+    assert message in error.message
+    assert hint in error.hint

@@ -140,9 +140,14 @@ def running(root: str) -> dict[str, Any] | None:
         if found.get("state") == "running":
             return found
         if time.monotonic() > deadline:
-            return {**found, "left": holders(path(root, "lock"))}
+            return {**found, "left": lock_holders(root)}
         time.sleep(0.02)
     return None
+
+
+def lock_holders(root: str) -> list[str]:
+    """The processes that hold the lock of ``root`` open."""
+    return holders(path(root, "lock"))
 
 
 def holders(file: str) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import fingerprint
@@ -74,6 +74,18 @@ def damaged_outputs(root: str, marker: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def missing_outputs(root: str, marker: Mapping[str, Any]) -> list[str]:
+    """The same by a look at names and sizes alone, which costs nothing while a training runs."""
+    problems = []
+    for name, known in sorted(marker["outputs"].items()):
+        path = os.path.join(root, name)
+        if not os.path.isfile(path):
+            problems.append(f"{name} is missing")
+        elif os.path.getsize(path) != known.get("size"):
+            problems.append(f"{name} has another size")
+    return problems
+
+
 def judge(
     root: str,
     stage: str,
@@ -81,9 +93,11 @@ def judge(
     evaluation: Mapping[str, Any],
     ignored: list[str],
     force: bool = False,
+    look: Callable[[str, Mapping[str, Any]], list[str]] = damaged_outputs,
 ) -> dict[str, Any]:
     """What a stage needs today: ``train``, ``evaluate`` or ``skip``, and why.
 
+    :param look: what says which of the outputs are not what the marker lists.
     :returns: ``action``, ``reasons`` (a sentence each) and ``warnings``.
     """
     marker, warning = read(root, stage)
@@ -93,7 +107,7 @@ def judge(
         return {"action": "train", "reasons": reasons, **verdict}
     today = fingerprint.without(inputs, ignored)
     then = fingerprint.without(marker["inputs"], ignored)
-    reasons = fingerprint.difference(then, today) + damaged_outputs(root, marker)
+    reasons = fingerprint.difference(then, today) + look(root, marker)
     if reasons:
         return {"action": "train", "reasons": reasons, **verdict}
     overlooked = fingerprint.difference(marker["inputs"], dict(inputs))

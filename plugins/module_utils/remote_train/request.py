@@ -413,7 +413,31 @@ def build(
         "fingerprint_ignore": list(values["fingerprint_ignore"]),
         "storage": {key: _folder(key, values[key]) for key in model_cache.STORAGE},
         "sync": _sync(values),
+        "stop_grace": _not_below("stop_grace", values["stop_grace"], 0, "seconds"),
+        "logs": _logs(values, [stage["name"] for stage in stages]),
     }
+
+
+def _logs(values: Mapping[str, Any], stages: list[str]) -> dict[str, Any]:
+    """What is shown of which log; an empty stage is the one that runs, or ran last."""
+    stage = str(values["log_stage"] or "")
+    if stage and stage not in stages:
+        raise TrainError(
+            f"log_stage is {stage!r}, and there is no such stage.",
+            nearest(stage, stages) or f"The stages are {', '.join(stages)}.",
+        )
+    return {
+        "stage": stage,
+        "lines": _not_below("log_lines", values["log_lines"], 1, "lines"),
+        "follow": boolean("follow", values["follow"]),
+    }
+
+
+def _not_below(name: str, value: Any, least: int, what: str) -> int:
+    number: int = typed(name, value, "int")
+    if number < least:
+        raise TrainError(f"{name} is {number}.", f"Give a number of {what}, {least} or more.")
+    return number
 
 
 def _sync(values: Mapping[str, Any]) -> dict[str, Any]:

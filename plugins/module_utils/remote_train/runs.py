@@ -48,12 +48,17 @@ def folder(root: str, run: str) -> str:
 
 def latest(root: str) -> str | None:
     """The newest run in a project by its name, or None."""
+    runs = newest_first(root)
+    return runs[0] if runs else None
+
+
+def newest_first(root: str) -> list[str]:
+    """All runs in a project by their names."""
     try:
         names = os.listdir(os.path.join(root, SYNC))
     except (FileNotFoundError, NotADirectoryError):  # what is in the way is for the gate to say
-        return None
-    runs = sorted(name for name in names if _NAME.fullmatch(name))
-    return runs[-1] if runs else None
+        return []
+    return sorted((name for name in names if _NAME.fullmatch(name)), reverse=True)
 
 
 def mark(root: str, run: str, name: str, state: str) -> None:

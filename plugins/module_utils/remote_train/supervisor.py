@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import issues, live, markers, runs
+from . import issues, live, markers, runs, stop_request
 from .atomic import write_json
 from .errors import TrainError
 
@@ -49,6 +49,8 @@ class Stage:
         self.lock = lock
         self.started = time.time()
         self.stop_signal = 0
+        self.kill_at: float | None = None
+        self.killed = False
         self.patience = 0.0
         self.status: dict[str, Any] = {
             "schema": 1,
@@ -97,7 +99,7 @@ class Stage:
             failure = _problem(error.category, error.message, "", error.hint)
         except OSError as error:
             failure = _problem("infra", f"What came out can't be kept: {error}", str(error), "")
-        return self._finish(failure)
+        return self.end(failure)
 
     def _child(self, log: Any) -> int:
         """Run the training and relay its progress into the status; its return code."""
@@ -123,12 +125,7 @@ class Stage:
             ) from error
         os.close(writer)
 
-        def forward(number: int, _frame: Any) -> None:
-            self.stop_signal = number
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, number)
-
-        signal.signal(signal.SIGTERM, forward)
+        signal.signal(signal.SIGTERM, lambda number, _frame: self._ask_to_end(child, number))
         try:
             self.beat(child=live.identity(child.pid))
             self._relay(reader, child)
@@ -137,9 +134,30 @@ class Stage:
             while child.poll() is None:
                 # A command of the user's own may close the pipe, or never know of it.
                 self.beat()
+                self._kill_when_due(child)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(HEARTBEAT)
         return child.returncode
+
+    def _ask_to_end(self, child: subprocess.Popen[bytes], number: int) -> None:
+        """Ask the training and what it started to end; it has the grace time of the note for that.
+
+        This is the one place where a stage is asked to end: a checkpoint that is to be written
+        first is the training's answer to this signal, within the same time.
+        """
+        self.stop_signal = number
+        grace = stop_request.grace_of(stop_request.read(self.root, self.job["token"]))
+        if grace is not None and self.kill_at is None:
+            self.kill_at = time.monotonic() + grace
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+
+    def _kill_when_due(self, child: subprocess.Popen[bytes]) -> None:
+        """Kill a training that was asked to end and hasn't, once its time is over."""
+        if self.kill_at is not None and time.monotonic() > self.kill_at and child.poll() is None:
+            self.killed = True
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
 
     def _relay(self, reader: int, child: subprocess.Popen[bytes]) -> None:
         """Take progress out of the pipe until that is closed, or the child has ended."""
@@ -155,6 +173,7 @@ class Stage:
             if child.poll() is not None and not ready:
                 break
             self.beat()
+            self._kill_when_due(child)
 
     def _take_progress(self, lines: list[bytes]) -> None:
         """The last progress line that is one."""
@@ -170,6 +189,12 @@ class Stage:
     def _failure(self, returncode: int) -> dict[str, Any] | None:
         """What went wrong, or None. Success is what the result says, not how the child ended."""
         result = live.read_json(self.job["result"])
+        own = bool(self.job["command"])
+        finished = not own and not returncode and result.get("status") == "done"
+        if self.stop_signal and not finished:
+            # Killed by whoever stops it, where this process couldn't be the one to do it.
+            killed = self.killed or returncode == -signal.SIGKILL
+            return self.stopped(stop_request.read(self.root, self.job["token"]), killed)
         if result.get("status") == "failed":
             error = result.get("error") or {}
             return _problem(
@@ -178,9 +203,6 @@ class Stage:
                 error.get("cause", ""),
                 error.get("action", ""),
             )
-        if self.stop_signal:
-            name = signal.Signals(self.stop_signal).name
-            return _problem("ops", f"The stage was stopped by {name}.", "It was asked to end.", "")
         if returncode < 0:
             name = signal.Signals(-returncode).name
             return _problem(
@@ -189,7 +211,6 @@ class Stage:
                 "SIGKILL without a word is most often the system running out of memory.",
                 "Look at the kernel's log, and start the same command again.",
             )
-        own = bool(self.job["command"])
         if returncode or (not own and result.get("status") != "done"):
             return _problem(
                 "training_logic",
@@ -210,6 +231,26 @@ class Stage:
                 "Start the same command again.",
             )
         return None
+
+    def stopped(self, note: dict[str, Any], killed: bool) -> dict[str, Any]:
+        """The failure of a stage that somebody has stopped; the status and the record say so too.
+
+        :param note: what ``stop_request`` holds of it; empty where somebody sent a signal.
+        """
+        signalled = signal.Signals(self.stop_signal or signal.SIGTERM).name
+        by = str(note.get("by") or signalled)
+        self.status["stopped"] = {"by": by, "killed": killed}
+        cause = "It was asked to end."
+        if killed:
+            grace = stop_request.grace_of(note)
+            within = "" if grace is None else f" within {grace:g} s"
+            cause += f" It didn't{within}, and was killed."
+        return _problem(
+            "ops",
+            f"The stage was stopped by {by}.",
+            cause,
+            "Give the same command again: it trains what is not done.",
+        )
 
     def _expected_data(self) -> dict[str, str]:
         return {**self.job["inputs"]["data"], **self.job["evaluation_inputs"]["data"]}
@@ -268,7 +309,7 @@ class Stage:
             },
         )
 
-    def _finish(self, failure: dict[str, Any] | None) -> int:
+    def end(self, failure: dict[str, Any] | None) -> int:
         """Leave the run's record, then say how it ended; the status comes last.
 
         A disk that stays full is no defect of this program: its log gets a sentence.
@@ -337,9 +378,35 @@ class Stage:
             "accelerator": result.get("accelerator"),
             "effective": result.get("effective") or {},
             "error": failure,
+            "stopped": self.status.get("stopped"),
         }
         self._with_room(lambda: runs.record_stage(self.root, run, stage, record))
         self._with_room(lambda: runs.mark(self.root, run, stage, state))
+
+
+def close(root: str, token: str, note: dict[str, Any], killed: bool) -> bool:
+    """Leave the record of a stage that was stopped, in place of its supervisor, which is dead.
+
+    :param token: the start that is meant; where another one has begun since, nothing is done.
+    :param note: what ``stop_request`` holds of it.
+    :param killed: whether the training had to be killed.
+    :returns: whether the lock was free, and so this could be done.
+    """
+    status = live.read_json(live.path(root, "status.json"))
+    job = live.read_json(live.path(root, "job.json"))
+    if {status.get("token"), job.get("token")} != {token}:
+        return True
+    lock = live.take(root, live.read_json(live.path(root, "holder.json")))
+    if lock is None:
+        return False
+    try:
+        stage = Stage(root, job, lock)
+        stage.status = dict(status)
+        stage.started = float(status.get("started_at") or stage.started)
+        stage.end(stage.stopped(note, killed))
+    finally:
+        os.close(lock)
+    return True
 
 
 def _problem(category: str, symptom: str, cause: str, action: str) -> dict[str, Any]:

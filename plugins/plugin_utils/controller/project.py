@@ -6,10 +6,10 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from remote_train import request, tree
+from remote_train import model_cache, pythons, request, tree
 from remote_train.digest_cache import DigestCache
 from remote_train.errors import TrainError
 from remote_train.hashing import digest_files
@@ -121,3 +121,17 @@ def requirements_text() -> str:
     """What the training's Python must have, as pip reads it."""
     with open(os.path.join(PROJECT, "training", "requirements.txt"), encoding="utf-8") as stream:
         return stream.read()
+
+
+def requirements_for(wanted: Mapping[str, Any]) -> dict[str, str]:
+    """What the training's Python must have; nothing where only the user's commands run."""
+    chosen = [stage for stage in wanted["stages"] if stage["name"] in wanted["selected"]]
+    if chosen and all(stage["command"] for stage in chosen):
+        return {}
+    required = pythons.parse_requirements(requirements_text())
+    ours = [stage for stage in chosen or wanted["stages"] if not stage["command"]]
+    if model_cache.by_name([s for s in ours if s["model"]["use_modelscope"]], ""):
+        required["modelscope"] = ""
+    if any(stage["settings"]["use_qlora"] for stage in ours):
+        required["bitsandbytes"] = ""
+    return required

@@ -1,0 +1,247 @@
+"""End the stage that runs in a project, and nothing else.
+
+The supervisor does it: it gets TERM, passes it on to the training, kills the training after the
+grace time, and leaves the record as for any other end. So a connection that breaks in between
+changes nothing. Where the supervisor is dead and its training lives, all that is done from here.
+
+A process is known by number, start time and boot (``live.identity``): one that isn't the one on
+record is never touched.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import live, stop_request, supervisor
+from .errors import TrainError
+
+CHILD_WITHIN = 5.0
+"""Seconds in which a stage that has just begun says which process trains."""
+
+KILLED_WITHIN = 5.0
+"""Seconds beyond the grace time that a supervisor has for killing by itself."""
+
+SAID_WITHIN = 60.0
+"""Seconds from the training's end in which its supervisor must have said how it ended."""
+
+_PAUSE = 0.05
+
+
+def is_process(who: Mapping[str, Any]) -> bool:
+    """Whether the process on record still is that process, and not another with its number.
+
+    One that has ended and that nobody has asked for its end is none: in many a container, nobody
+    ever does.
+    """
+    pid, started = who.get("pid"), who.get("start_time")
+    if not isinstance(pid, int) or pid <= 1 or started is None:
+        return False
+    if who.get("boot_id") != live.boot_id() or live.start_time(pid) != started:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return stream.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (OSError, IndexError):
+        return False
+
+
+def send(who: Mapping[str, Any], number: int) -> bool:
+    """Send a signal to a process if it is the one on record; whether it was sent.
+
+    The process is held by a descriptor while it is looked at, so that its number can't become
+    another's in between (pidfd_open(2), Linux 5.3; before that, in the microseconds between).
+    """
+    pid = who.get("pid")
+    if not isinstance(pid, int) or pid <= 1:
+        return False
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    except OSError:  # an older kernel, or a sandbox that doesn't let us
+        return is_process(who) and _sent(lambda: os.kill(pid, number))
+    try:
+        return is_process(who) and _sent(lambda: signal.pidfd_send_signal(handle, number))
+    finally:
+        os.close(handle)
+
+
+def send_group(who: Mapping[str, Any], number: int) -> bool:
+    """The same for a training and what it started: the process group that it leads."""
+    if not is_process(who):
+        return False
+    # Where it leads none, there is no group of this number, and nothing is hit.
+    return _sent(lambda: os.killpg(who["pid"], number))
+
+
+def _sent(act: Callable[[], None]) -> bool:
+    try:
+        act()
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def stop(root: str, by: str, call: str, grace: float, check: bool = False) -> dict[str, Any]:
+    """End the stage that runs in ``root``, and wait until it has ended.
+
+    :param by: who asks for it, for the record.
+    :param call: what names this call: made again after its answer was lost, it finds its end.
+    :param grace: seconds that the training has to end by itself; then it is killed.
+    :param check: only say what would be ended.
+    :returns: ``state`` (``nothing`` where nothing runs, ``running`` with ``check``, else
+        ``stopped``, or ``done`` or ``failed`` where the stage ended by itself meanwhile),
+        ``stage``, ``run``, ``pid`` (of the supervisor), ``log``, ``killed``, ``seconds`` and
+        ``left``, the processes that the stage has left behind.
+    :raises TrainError: where the process on record isn't there, may not be signalled, or doesn't
+        end. Nothing else is hit.
+    """
+    began = time.monotonic()
+    status = live.running(root)
+    if status is None:
+        return _ended_before(root, call)
+    if status.get("state") != "running":
+        return {**_answer("nothing", {}), "left": list(status.get("left") or [])}
+    if check:
+        return _answer("running", status)
+    status = _with_child(root, status)
+    child = status.get("child") or {}
+    if not (is_process(status) or is_process(child)):
+        raise _foreign(root, status)
+    stop_request.leave(root, status["token"], by, call, grace)
+    try:
+        _end(root, status, child, grace)
+    except PermissionError as error:
+        raise TrainError(
+            f"The stage {status.get('stage')} is another user's on the host: process "
+            f"{status.get('pid')} can't be stopped.",
+            "Log in as the user that has started it.",
+        ) from error
+    ended_as = live.read_json(live.path(root, "status.json"))
+    left = (
+        []
+        if _wait(lambda: not live.is_held(root), live.SETTLED_WITHIN)
+        else live.lock_holders(root)
+    )
+    seconds = round(time.monotonic() - began, 1)
+    return {**_answer(_state(ended_as), ended_as), "left": left, "seconds": seconds}
+
+
+def _end(root: str, status: dict[str, Any], child: Mapping[str, Any], grace: float) -> None:
+    """Ask the stage to end, kill its training where it doesn't, and see to its record."""
+    over: Callable[[], bool]
+    if is_process(status):
+
+        def over() -> bool:
+            gone = not is_process(status)  # looked at first: its last word comes before its end
+            return _has_ended(root, status) or gone
+
+        send(status, signal.SIGTERM)
+        ended = _wait(over, grace + KILLED_WITHIN)
+    else:
+
+        def over() -> bool:
+            return not is_process(child)
+
+        send_group(child, signal.SIGTERM)
+        ended = _wait(over, grace)
+    killed = not ended and send_group(child, signal.SIGKILL)
+    if not _wait(over, SAID_WITHIN):
+        raise TrainError(
+            f"The stage {status.get('stage')} was asked to end, and process {status.get('pid')} "
+            f"hasn't said in {SAID_WITHIN:.0f} s that it has.",
+            f"Look into {live.path(root, 'supervisor.log')} on the host: its disk may be full.",
+            "infra",
+        )
+    if not _has_ended(root, status):
+        # Its supervisor is dead: whatever it has left of the training ends now.
+        send_group(child, signal.SIGTERM)
+        if not _wait(lambda: not is_process(child), grace):
+            killed = send_group(child, signal.SIGKILL)
+            _wait(lambda: not is_process(child), KILLED_WITHIN)
+        _settle(root, status, killed)
+
+
+def _answer(state: str, status: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "state": state,
+        "stage": str(status.get("stage") or ""),
+        "run": str(status.get("run") or ""),
+        "pid": status.get("pid"),
+        "log": str(status.get("log") or ""),
+        "killed": bool((status.get("stopped") or {}).get("killed")),
+        "seconds": 0.0,
+        "left": [],
+    }
+
+
+def _state(status: Mapping[str, Any]) -> str:
+    return "stopped" if status.get("stopped") else str(status.get("state"))
+
+
+def _ended_before(root: str, call: str) -> dict[str, Any]:
+    """Nothing runs: because of this very call, whose answer was lost, or because nothing did."""
+    status = live.read_json(live.path(root, "status.json"))
+    note = stop_request.read(root, str(status.get("token")))
+    if note.get("call") == call and status.get("state") in live.ENDED:
+        return _answer(_state(status), status)
+    return _answer("nothing", {})
+
+
+def _with_child(root: str, status: dict[str, Any]) -> dict[str, Any]:
+    """The status with the process that trains, which the supervisor starts at once.
+
+    Before that, TERM would end the supervisor itself, and nobody would write down what happened.
+    """
+    token = status.get("token")
+
+    def says() -> bool:
+        news = live.read_json(live.path(root, "status.json"))
+        if news.get("token") == token:
+            status.update(news)
+        return bool(status.get("child")) or status.get("state") != "running"
+
+    _wait(says, CHILD_WITHIN)
+    return status
+
+
+def _has_ended(root: str, status: Mapping[str, Any]) -> bool:
+    news = live.read_json(live.path(root, "status.json"))
+    return news.get("token") != status.get("token") or news.get("state") in live.ENDED
+
+
+def _settle(root: str, status: Mapping[str, Any], killed: bool) -> None:
+    """Leave the record that a dead supervisor can't leave; no lock, no record."""
+    token = str(status.get("token"))
+    note = stop_request.read(root, token)
+    if not _wait(lambda: supervisor.close(root, token, note, killed), live.SETTLED_WITHIN):
+        raise TrainError(
+            f"The training of {status.get('stage')} was ended, and something that it started is "
+            f"still running on the host: {', '.join(live.lock_holders(root))}.",
+            f"End it there: it holds {live.path(root, 'lock')}.",
+        )
+
+
+def _foreign(root: str, status: Mapping[str, Any]) -> TrainError:
+    """The lock is held, and by none of the processes that the stage has had."""
+    holders = ", ".join(live.lock_holders(root)) or "a process of another user or machine"
+    return TrainError(
+        f"The process {status.get('pid')} that is on record for {status.get('stage')} isn't there "
+        f"any more, and {live.path(root, 'lock')} is held on the host by {holders}. Nothing was "
+        "stopped.",
+        "End what holds the lock there, if it is yours.",
+    )
+
+
+def _wait(until: Callable[[], bool], seconds: float) -> bool:
+    """Whether something came about within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not until():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True
