@@ -546,6 +546,8 @@ def test_what_is_shown_of_logs_and_how_long_a_stop_waits():
         ({"log_lines": 0}, "log_lines is 0.", "1 or more"),
         ({"log_lines": "many"}, "log_lines is 'many'", "whole number"),
         ({"stop_grace": -1}, "stop_grace is -1.", "seconds, 0 or more"),
+        ({"checkpoint_keep": 0}, "checkpoint_keep is 0.", "checkpoints, 1 or more"),
+        ({"stage_retries": "-1"}, "stage_retries is -1.", "attempts, 0 or more"),
         ({"log_stage": "styl"}, "log_stage is 'styl'", "Did you mean style?"),
         ({"log_stage": "x"}, "log_stage is 'x'", "sample, style, writing, all"),
         ({"follow": "perhaps"}, "follow is 'perhaps'", "true or false"),

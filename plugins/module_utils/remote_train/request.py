@@ -413,6 +413,7 @@ def build(
         "fingerprint_ignore": list(values["fingerprint_ignore"]),
         "storage": {key: _folder(key, values[key]) for key in model_cache.STORAGE},
         "sync": _sync(values),
+        "survival": _survival(values),
         "stop_grace": _not_below("stop_grace", values["stop_grace"], 0, "seconds"),
         "logs": _logs(values, [stage["name"] for stage in stages]),
     }
@@ -431,6 +432,20 @@ def _logs(values: Mapping[str, Any], stages: list[str]) -> dict[str, Any]:
         "lines": _not_below("log_lines", values["log_lines"], 1, "lines"),
         "follow": boolean("follow", values["follow"]),
     }
+
+
+def _survival(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage does against loss: checkpoints, memory, new attempts."""
+    least = {
+        "checkpoint_steps": (0, "steps"),
+        "checkpoint_minutes": (0, "minutes"),
+        "checkpoint_keep": (1, "checkpoints"),
+        "stage_retries": (0, "attempts"),
+        "stage_retry_pause": (0, "seconds"),
+        "worker_idle_timeout": (0, "seconds"),
+    }
+    numbers = {name: _not_below(name, values[name], *rule) for name, rule in least.items()}
+    return {**numbers, "low_memory": boolean("low_memory", values["low_memory"])}
 
 
 def _not_below(name: str, value: Any, least: int, what: str) -> int:
