@@ -26,6 +26,22 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Where and when a training leaves what it can go on from; without it, it leaves nothing."""
+
+    folder: str
+    """Folder of the stage's checkpoints, relative to ``project_root``."""
+    steps: int = 0
+    """Steps from one checkpoint to the next; 0 for never by steps."""
+    minutes: int = 5
+    """Minutes from one checkpoint to the next; 0 for never by minutes."""
+    keep: int = 2
+    """How many of the newest are kept."""
+    fresh: bool = False
+    """Don't go on from one that is there: the training was asked for anew."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
     """One stage to train and evaluate, or to evaluate again."""
 
@@ -47,6 +63,10 @@ class Job:
     """Name of the run that the job is part of, for the model card."""
     provenance: dict[str, Any]
     """What the controller knows of the inputs, for the model card alone."""
+    checkpoints: Checkpoints | None = None
+    """None for a job that leaves no checkpoints."""
+    low_memory: bool = False
+    """Begin with one chat at a time and activation checkpointing."""
 
     @property
     def adapter(self) -> Path:
@@ -75,6 +95,8 @@ class _Raw:
     mode: str = "train"
     evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    checkpoints: dict[str, Any] = dataclasses.field(default_factory=dict)
+    low_memory: bool = False
 
 
 def read_job_file(path: Path) -> dict[str, Any]:
@@ -121,6 +143,13 @@ def parse_job(values: dict[str, Any]) -> Job:
     for name in ("max_new_tokens", "eval_batch_size"):
         if getattr(evaluation, name) < 1:
             raise JobError("ops", f"evaluation.{name} must be 1 or more.", f"Correct {name}.")
+    checkpoints = build(Checkpoints, raw.checkpoints, "checkpoints") if raw.checkpoints else None
+    if checkpoints and (min(checkpoints.steps, checkpoints.minutes) < 0 or checkpoints.keep < 1):
+        raise JobError(
+            "ops",
+            "checkpoints.steps and minutes must be 0 or more, and keep 1 or more.",
+            "Correct them.",
+        )
     return Job(
         stage=raw.stage,
         project_root=Path(raw.project_root),
@@ -132,4 +161,6 @@ def parse_job(values: dict[str, Any]) -> Job:
         evaluation=evaluation,
         run=raw.run,
         provenance=raw.provenance,
+        checkpoints=checkpoints,
+        low_memory=raw.low_memory,
     )

@@ -44,15 +44,22 @@ class KernelLog:
     reason: str = ""
 
 
-def read(sources: Iterable[str] = ("kmsg", "dmesg", "journal")) -> KernelLog:
-    """The first of the sources that can be read."""
+def read(
+    sources: Iterable[str] = ("kmsg", "dmesg", "journal"),
+    keep: Callable[[str], bool] | None = None,
+) -> KernelLog:
+    """The first of the sources that can be read.
+
+    :param keep: which lines are kept; without it, those in which the driver speaks.
+    """
+    keep = keep or _of_the_driver
     reasons = []
     for name in sources:
         found = _SOURCES[name]()
         if isinstance(found, str):
             reasons.append(found)
         else:
-            return KernelLog(name, tuple(line for line in found if _of_the_driver(line.text)))
+            return KernelLog(name, tuple(line for line in found if keep(line.text)))
     return KernelLog(reason="; ".join(reasons))
 
 
