@@ -2,7 +2,7 @@
 
 ``python -m training --serve`` reads a line of JSON a job, ``{"job": PATH, "log": PATH}``, and does
 it as ``python -m training PATH`` would. At its end it says ``{"job_ended": PATH, "status": 0}`` (or
-1) among the progress lines. The end of standard input is its own end.
+1) among the progress lines, with ``ends`` where it ends itself. The end of standard input is its own end.
 
 It goes on after an end that is understood. After one that may have left something behind (no
 memory, an error of the GPU, a defect, a signal) it ends too: whoever started it starts another.
@@ -64,11 +64,11 @@ def _serve_one(
     result = run(path, kept)
     if log:
         _write_to(os.devnull)  # the log is that stage's alone, and its digest is taken
-    progress.tell({"job_ended": str(path), "status": 0 if result.get("status") == "done" else 1})
-    error = result.get("error") or {}
-    return result.get("status") == "done" or (
-        error.get("category") in LASTING and not result.get("spent")
-    )
+    done = result.get("status") == "done"
+    known = (result.get("error") or {}).get("category") in LASTING
+    ends = not done and (not known or bool(result.get("spent")))
+    progress.tell({"job_ended": str(path), "status": 0 if done else 1, "ends": ends})
+    return not ends
 
 
 def _write_to(path: str) -> None:

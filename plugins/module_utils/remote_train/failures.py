@@ -37,7 +37,9 @@ KINDS = {
     for kind in (
         Kind("link", "infra", CONTINUE, "The connection broke; the stage goes on without it."),
         Kind("unreachable", "infra", CONTINUE, "The host gave no answer; what runs there goes on."),
-        Kind("gpu", "infra", STOP, "The GPU or its driver failed; that passes with a restart only."),
+        Kind(
+            "gpu", "infra", STOP, "The GPU or its driver failed; that passes with a restart only."
+        ),
         Kind("oom", "oom", STOP, "Memory didn't suffice, after all that can be done about it."),
         Kind(
             "killed_for_memory",
@@ -46,7 +48,9 @@ KINDS = {
             "The system killed it for memory; once more, since another program may have had it.",
             most=1,
         ),
-        Kind("disk_full", "infra", ROOM, "The disk is full; it is waited for room, then tried anew."),
+        Kind(
+            "disk_full", "infra", ROOM, "The disk is full; it is waited for room, then tried anew."
+        ),
         Kind("data", "data", STOP, "The data can't be used, or changed meanwhile."),
         Kind("model_download", "model_download", RETRY, "The model couldn't be had or loaded."),
         Kind("diverged", "training_logic", STOP, "The loss isn't finite; it would be so again."),

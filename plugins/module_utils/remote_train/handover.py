@@ -27,7 +27,7 @@ ENDED_WITHIN = 30.0
 
 
 def engine_digest(engine: str) -> str:
-    """What tells one engine from another: a supervisor serves only the one that it was started from."""
+    """What tells one engine from another: a supervisor serves the one that it comes from."""
     digest = hashlib.sha256()
     for package in ("remote_train", "training"):
         for where, folders, files in os.walk(os.path.join(engine, package)):
@@ -36,7 +36,9 @@ def engine_digest(engine: str) -> str:
                 path = os.path.join(where, name)
                 with open(path, "rb") as stream:
                     content = hashlib.sha256(stream.read()).hexdigest()
-                digest.update(f"{os.path.relpath(path, engine)}\0{content}\n".encode("utf-8", "replace"))
+                digest.update(
+                    f"{os.path.relpath(path, engine)}\0{content}\n".encode("utf-8", "replace")
+                )
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -115,6 +117,18 @@ def waiting(root: str) -> dict[str, Any] | None:
     if not live.is_locked(live.path(root, LOCK)):
         return None
     return live.read_json(live.path(root, FACTS))
+
+
+def settle(root: str) -> None:
+    """Wait for a supervisor that is between two things: it says so itself, and soon."""
+
+    def settled() -> bool:
+        if live.is_held(root):
+            return True
+        facts = waiting(root)
+        return facts is None or facts.get("state") == "waiting"
+
+    processes.wait(settled, live.SETTLED_WITHIN)
 
 
 def own_processes(root: str) -> set[int]:

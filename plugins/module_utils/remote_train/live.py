@@ -69,8 +69,13 @@ def take(root: str, holder: dict[str, Any]) -> int | None:
     os.makedirs(os.path.join(root, FOLDER), exist_ok=True)
     descriptor = lock_file(path(root, "lock"))
     if descriptor is not None:
-        write_json(path(root, "holder.json"), holder)
+        say_holder(root, holder)
     return descriptor
+
+
+def say_holder(root: str, holder: Mapping[str, Any]) -> None:
+    """Say who holds the lock."""
+    write_json(path(root, "holder.json"), dict(holder))
 
 
 def lock_file(file: str) -> int | None:

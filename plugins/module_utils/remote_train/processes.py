@@ -1,4 +1,4 @@
-"""A process by number, start time and boot (``live.identity``), so that no other one is ever hit."""
+"""A process by number, start time and boot (``live.identity``), so that no other one is hit."""
 
 from __future__ import annotations
 

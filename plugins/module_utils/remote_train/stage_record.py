@@ -5,6 +5,7 @@ It is written by the supervisor; where that is dead, by whoever comes next.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -260,15 +261,15 @@ def _bury(root: str, job: dict[str, Any], status: dict[str, Any]) -> str:
             "",
             "Nothing to do: the same command takes its lock over, and goes on with it.",
         )
+    what = "its lock is taken over" if failure else "its training had finished, and that is kept"
+    text = f"A stage was left without its supervisor ({who}): {why}; {what}."
     if failure is None:
-        what = "Its training had finished, and what it left is kept: it is not trained again."
+        issue = issues.make(
+            "train", text, category="infra", severity="warning", stage=stage, status="handled"
+        )
+        add_issue(root, job["run"], issue)
     else:
-        what = "Its lock is taken over."
-    text = f"A stage was left without its supervisor ({who}): {why}. {what}"
-    issue = issues.make(
-        "train", text, category="infra", severity="warning", stage=stage, status="handled"
-    )
-    add_issue(root, job["run"], issue)
+        failure = dataclasses.replace(failure, cause="\n".join(filter(None, (failure.cause, text))))
     _end(root, job, status, failure)
     return text
 

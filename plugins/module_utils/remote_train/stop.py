@@ -10,14 +10,14 @@ record is never touched.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import live, stop_request, supervisor
+from . import handover, live, stage_record, stop_request
 from .errors import TrainError
+from .processes import is_process, send, send_group, wait
 
 CHILD_WITHIN = 5.0
 """Seconds in which a stage that has just begun says which process trains."""
@@ -39,14 +39,16 @@ def stop(root: str, by: str, call: str, grace: float, check: bool = False) -> di
     :returns: ``state`` (``nothing`` where nothing runs, ``running`` with ``check``, else
         ``stopped``, or ``done`` or ``failed`` where the stage ended by itself meanwhile),
         ``stage``, ``run``, ``pid`` (of the supervisor), ``log``, ``killed``, ``seconds`` and
-        ``left``, the processes that the stage has left behind.
+        ``left``, the processes that the stage has left behind; and ``waited``, the process number
+        of a supervisor that waited for the next stage and was ended, or None.
     :raises TrainError: where the process on record isn't there, may not be signalled, or doesn't
         end. Nothing else is hit.
     """
     began = time.monotonic()
     status = live.running(root)
     if status is None:
-        return _ended_before(root, call)
+        waited = None if check else _end_waiting(root)
+        return {**_ended_before(root, call), "waited": waited}
     if status.get("state") != "running":
         return {**_answer("nothing", {}), "left": list(status.get("left") or [])}
     if check:
@@ -66,10 +68,10 @@ def stop(root: str, by: str, call: str, grace: float, check: bool = False) -> di
         ) from error
     ended_as = live.read_json(live.path(root, "status.json"))
     left = (
-        []
-        if wait(lambda: not live.is_held(root), live.SETTLED_WITHIN)
-        else live.lock_holders(root)
+        [] if wait(lambda: not live.is_held(root), live.SETTLED_WITHIN) else live.lock_holders(root)
     )
+    # A supervisor that has stopped its stage ends, and with it a worker that would wait.
+    wait(lambda: handover.waiting(root) is None, SAID_WITHIN)
     seconds = round(time.monotonic() - began, 1)
     return {**_answer(_state(ended_as), ended_as), "left": left, "seconds": seconds}
 
@@ -119,7 +121,17 @@ def _answer(state: str, status: Mapping[str, Any]) -> dict[str, Any]:
         "killed": bool((status.get("stopped") or {}).get("killed")),
         "seconds": 0.0,
         "left": [],
+        "waited": None,
     }
+
+
+def _end_waiting(root: str) -> int | None:
+    """End a supervisor that waits for the next stage; its number, None where there is none."""
+    facts = handover.waiting(root)
+    if facts is None:
+        return None
+    with live.starting(root):
+        return facts.get("pid") if not live.is_held(root) and handover.end(root) else None
 
 
 def _state(status: Mapping[str, Any]) -> str:
@@ -161,7 +173,7 @@ def _settle(root: str, status: Mapping[str, Any], killed: bool) -> None:
     """Leave the record that a dead supervisor can't leave; no lock, no record."""
     token = str(status.get("token"))
     note = stop_request.read(root, token)
-    if not wait(lambda: supervisor.close(root, token, note, killed), live.SETTLED_WITHIN):
+    if not wait(lambda: stage_record.close(root, token, note, killed), live.SETTLED_WITHIN):
         raise TrainError(
             f"The training of {status.get('stage')} was ended, and something that it started is "
             f"still running on the host: {', '.join(live.lock_holders(root))}.",

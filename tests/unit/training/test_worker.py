@@ -143,7 +143,8 @@ def test_what_is_no_job_ends_nothing(worker: Worker, make_job: Any) -> None:
     assert worker.process.stdin is not None
     worker.process.stdin.write(b"no job\n[]\n")
     nowhere, _ = worker.order({"schema": 1}, "nowhere")
-    assert worker.until("job_ended") == {"job_ended": str(nowhere), "status": 1}
+    ended = worker.until("job_ended")
+    assert ended == {"job_ended": str(nowhere), "status": 1, "ends": False}
     assert worker.do(make_job(), "good")[0]["status"] == "done"
 
 
@@ -161,7 +162,8 @@ def test_a_signal_ends_the_job_and_the_process(worker: Worker, make_job: Any) ->
     worker.order(job, "long")
     worker.until("step")
     os.kill(worker.process.pid, signal.SIGTERM)
-    assert worker.until("job_ended")["status"] == 1
+    ended = worker.until("job_ended")
+    assert (ended["status"], ended["ends"]) == (1, True)
     assert "signal" in json.loads(Path(job["result"]).read_text())["error"]["symptom"]
     assert worker.process.wait(30) == 0
 
