@@ -73,6 +73,11 @@ verdict:
   description: What the marker makes of the stage, C(action), C(reasons) and C(warnings).
   type: dict
   returned: success
+notes:
+  description: What was found of processes that are dead, a sentence each. Such a lock is taken over.
+  type: list
+  elements: str
+  returned: success
 status:
   description: The supervisor's status; empty for a stage that is skipped.
   type: dict

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import chats, gate_gpu, host_facts, kernel_log, memory_need, model_cache
+from . import chats, gate_gpu, handover, host_facts, kernel_log, memory_need, model_cache
 from .chats import Problem
 from .errors import TrainError
 from .gate_host import MODELS, ROOT
@@ -78,7 +78,7 @@ def gather(wanted: Wanted) -> Context:
     places = _places(wanted)
     ended = run({**_jobs(wanted), **{name: _look(name, path) for name, path in places.items()}})
     models, unsized = _models(ended["models of the stages"], wanted.stages)
-    smi = _with_users(_answer(ended.get("smi"), wanted))
+    smi = _with_users(_without_own(_answer(ended.get("smi"), wanted), wanted.project_root))
     data = _data(ended["data"], wanted)
     download = sum(model.weights for model in models.values() if not model.here)
     seen = {name: _place(name, path, ended[name]) for name, path in places.items()}
@@ -201,6 +201,32 @@ def _with_users(answer: Answer | None) -> Answer | None:
         for gpu in answer.snapshot.gpus
     )
     return dataclasses.replace(answer, snapshot=dataclasses.replace(answer.snapshot, gpus=gpus))
+
+
+def _without_own(answer: Answer | None, root: str) -> Answer | None:
+    """The answer without this project's own worker that waits: the next stage is what it waits for.
+
+    It is known by its lock, its start time and the boot. Its memory counts as free.
+    """
+    own = handover.own_processes(root) if answer is not None else set()
+    if answer is None or not own:
+        return answer
+    gpus = []
+    for gpu in answer.snapshot.gpus:
+        mine = [p for p in gpu.processes or () if p.pid in own]
+        memory = sum(p.memory_mib or 0 for p in mine)
+        used, free = gpu.memory_used_mib, gpu.memory_free_mib
+        gpus.append(
+            dataclasses.replace(
+                gpu,
+                processes=gpu.processes and tuple(p for p in gpu.processes if p.pid not in own),
+                memory_used_mib=used if used is None else max(0, used - memory),
+                memory_free_mib=free if free is None else free + memory,
+            )
+        )
+    return dataclasses.replace(
+        answer, snapshot=dataclasses.replace(answer.snapshot, gpus=tuple(gpus))
+    )
 
 
 def _users(processes: Sequence[Process], proc: str = "/proc") -> dict[int, str]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from . import acceptance, bundle, issues, live, markers, runs, summary
+from . import acceptance, bundle, handover, issues, live, markers, runs, summary
 from .atomic import write_bytes, write_json, write_text
 from .errors import TrainError
 from .file_names import shown
@@ -111,6 +111,7 @@ def gather(
         if name != "SHA256SUMS"
     }
     write_bytes(os.path.join(where, "SHA256SUMS"), write_manifest(own))
+    _let_the_worker_go(request, run, stages, controller)
     return {
         "files": _to_bring(root, f"{runs.SYNC}/{run}", outputs, own),
         "table": summary.table(stages),
@@ -118,6 +119,26 @@ def gather(
         "against": against,
         "summary": f"{runs.SYNC}/{run}/TRAINING_SUMMARY.md",
     }
+
+
+def _let_the_worker_go(
+    request: Mapping[str, Any],
+    run: str,
+    stages: list[dict[str, Any]],
+    controller: Mapping[str, Any],
+) -> None:
+    """End the worker of this run, so that the GPU is free, where no stage of the run is left.
+
+    One of another run is left alone: that run's own collect ends it, or its time.
+    """
+    root = request["project_root"]
+    reached = all(s["state"] != "not reached" for s in stages if s["name"] in request["selected"])
+    facts = handover.waiting(root)
+    if facts is None or facts.get("run") != run or not (reached or controller["stopped"]):
+        return
+    with live.starting(root):
+        if not live.is_held(root):
+            handover.ask_to_end(root)
 
 
 def _started(request: Mapping[str, Any], run: str, controller: Mapping[str, Any]) -> str:

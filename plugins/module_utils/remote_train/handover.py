@@ -138,14 +138,16 @@ def own_processes(root: str) -> set[int]:
     return {int(who["pid"]) for who in found if processes.is_process(who)}
 
 
-def end(root: str) -> bool:
-    """End the supervisor that waits, and with it its worker; whether none is left.
+def ask_to_end(root: str) -> None:
+    """Ask the supervisor that waits to end, and with it its worker.
 
     The caller has looked that no stage runs, and holds back every start (``live.starting``).
     """
-    facts = waiting(root)
-    if facts is None:
-        return True
     with contextlib.suppress(PermissionError):
-        processes.send(facts, signal.SIGTERM)
+        processes.send(waiting(root) or {}, signal.SIGTERM)
+
+
+def end(root: str) -> bool:
+    """The same, and wait for it; whether none is left."""
+    ask_to_end(root)
     return processes.wait(lambda: waiting(root) is None, ENDED_WITHIN)
