@@ -72,6 +72,9 @@ _DIVERGED = re.compile(r"\b(?:loss|gradient)\b.* (?:is|was) -?(?:nan|inf)", re.I
 _DISK_FULL = re.compile(r"disk is full|No space left on device|Disk quota exceeded", re.IGNORECASE)
 _OOM_KILLER = re.compile(r"Killed process (\d+) \(([^)]*)\)")
 
+KERNEL_SECONDS = 8.0
+"""Seconds that a look at the kernel's log may take."""
+
 GPU_HINT = (
     "Restart the machine, or rent another one, then give the same command again: it goes on from "
     "the last checkpoint. playbooks/precheck.yml says what is wrong with the GPU."
@@ -169,7 +172,7 @@ class Witness:
 
     def _kernel(self) -> list[kernel_log.Line]:
         """The kernel's lines since then; none where its log can't be read."""
-        job = killable.Job(lambda: kernel_log.read(keep=_speaks), 8.0)
+        job = killable.Job(lambda: kernel_log.read(keep=_speaks), KERNEL_SECONDS)
         ended = killable.run({"kernel": job})["kernel"]
         if ended.state != killable.DONE:
             return []
