@@ -26,19 +26,19 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoints:
-    """Where and when a training leaves what it can go on from; without it, it leaves nothing."""
+class CheckpointRule:
+    """When checkpoints are written, and which are kept."""
 
-    folder: str
-    """Folder of the stage's checkpoints, relative to ``project_root``."""
+    folder: str = ""
+    """Where they are, relative to ``project_root``; empty for none."""
     steps: int = 0
-    """Steps from one checkpoint to the next; 0 for never by steps."""
-    minutes: int = 5
-    """Minutes from one checkpoint to the next; 0 for never by minutes."""
+    """One after each so many optimizer steps; 0 for none by steps."""
+    minutes: float = 5
+    """One at the first step after so many minutes without one; 0 for none by time."""
     keep: int = 2
     """How many of the newest are kept."""
     fresh: bool = False
-    """Don't go on from one that is there: the training was asked for anew."""
+    """Go on from none but those that this run has written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Job:
     run: str
     """Name of the run that the job is part of, for the model card."""
     provenance: dict[str, Any]
-    """What the controller knows of the inputs, for the model card alone."""
-    checkpoints: Checkpoints | None = None
-    """None for a job that leaves no checkpoints."""
-    low_memory: bool = False
-    """Begin with one chat at a time and activation checkpointing."""
+    """What the controller knows of the inputs: for the model card, and, with its
+    ``fingerprint``, to tell whose a checkpoint is."""
+    checkpoints: CheckpointRule
+    low_memory: bool
+    """Train one sample at a time, with activation checkpointing, from the start."""
 
     @property
     def adapter(self) -> Path:
@@ -143,13 +143,12 @@ def parse_job(values: dict[str, Any]) -> Job:
     for name in ("max_new_tokens", "eval_batch_size"):
         if getattr(evaluation, name) < 1:
             raise JobError("ops", f"evaluation.{name} must be 1 or more.", f"Correct {name}.")
-    checkpoints = build(Checkpoints, raw.checkpoints, "checkpoints") if raw.checkpoints else None
-    if checkpoints and (min(checkpoints.steps, checkpoints.minutes) < 0 or checkpoints.keep < 1):
-        raise JobError(
-            "ops",
-            "checkpoints.steps and minutes must be 0 or more, and keep 1 or more.",
-            "Correct them.",
-        )
+    checkpoints = build(CheckpointRule, raw.checkpoints, "checkpoints")
+    for name, least in (("steps", 0), ("minutes", 0), ("keep", 1)):
+        if not getattr(checkpoints, name) >= least:
+            raise JobError(
+                "ops", f"checkpoints.{name} must be {least} or more.", f"Correct {name}."
+            )
     return Job(
         stage=raw.stage,
         project_root=Path(raw.project_root),
