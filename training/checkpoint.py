@@ -56,7 +56,8 @@ def found(folder: Path) -> list[Path]:
 
 def size_of(checkpoint: Checkpoint) -> int:
     """Bytes that it takes on the disk, about."""
-    tensors = [t for name in TENSORS for t in getattr(checkpoint.state, name).values()]
+    state = checkpoint.state
+    tensors = [t for some in (state.adapter, state.optimizer, state.random) for t in some.values()]
     headers = 200 * len(tensors) + 65536
     return (
         sum(t.numel() * t.element_size() for t in tensors)
@@ -144,10 +145,11 @@ def _parsed(contents: dict[str, bytes]) -> Checkpoint:
     facts = json.loads(contents["state.json"])
     if facts.pop("schema") != SCHEMA:
         raise DamagedError("it is of another version of this program")
-    values = {key: facts.pop(key) for key in _IN_STATE}
-    tensors = {name: safetensors.torch.load(contents[f"{name}.safetensors"]) for name in TENSORS}
-    lines = contents["metrics.jsonl"].decode().splitlines(keepends=True)
-    return Checkpoint(State(**values, **tensors), lines, facts)
+    values: dict[str, Any] = {key: facts.pop(key) for key in _IN_STATE}
+    for name in TENSORS:
+        values[name] = safetensors.torch.load(contents[f"{name}.safetensors"])
+    lines = str(contents["metrics.jsonl"], "utf-8").splitlines(keepends=True)
+    return Checkpoint(State(**values), lines, facts)
 
 
 def _write_file(path: Path, data: bytes) -> None:

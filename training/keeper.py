@@ -127,7 +127,7 @@ class Checkpoints:
     def _take(self, path: Path, saved: Checkpoint, steps: int) -> None:
         step = saved.state.step
         self._own = [path]
-        self.resumed_from = [*saved.facts.get("resumed_from", []), step]
+        self.resumed_from += [*saved.facts.get("resumed_from", []), step]
         self._metrics.restore(saved.metrics)
         say(f"resumed at step {step} of {steps} from checkpoint {path}")
         differ = [n for n in COMPUTED_ON if saved.facts.get(n) != self._facts[n]]

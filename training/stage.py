@@ -81,7 +81,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
         "status": "done",
         "metrics": metrics,
         "effective": effective,
-        "resumed_from": ([0] + effective.get("resumed_from", []))[-1],
+        "resumed_from": effective["resumed_from"][-1] if effective.get("resumed_from") else 0,
         "data": data,
         "outputs": outputs,
         "accelerator": loaded.device.accelerator,
