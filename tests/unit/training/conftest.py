@@ -42,10 +42,8 @@ def write_chats(path: Path, chats: list[dict[str, Any]]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-@pytest.fixture(scope="session")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_base(folder: Path) -> None:
     """A Qwen3 of two layers with random weights, and the demo's tokenizer and chat template."""
-    folder = tmp_path_factory.mktemp("base")
     chats = [chat(n)["messages"] for n in range(20)]
     tokenizer = demo_base._tokenizer(chats)
     torch.manual_seed(0)
@@ -65,6 +63,12 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    make_base(folder)
     return folder
 
 

@@ -97,11 +97,12 @@ def test_stages_in_one_process_give_the_bytes_of_processes_of_their_own(
     """With dropout on, another rank and other layers, an evaluation and a failure in between."""
     jobs = {
         "style": make_job("style", lora_dropout=0.2),
+        "low": {**make_job("low", lora_dropout=0.1), "low_memory": True},
         "writing": make_job("writing", lora_dropout=0.3, lora_r=4, target_modules=["q_proj"]),
         "again": make_job("again", lora_dropout=0.2),
     }
     apart = {}
-    for stage in ("style", "writing"):
+    for stage in ("style", "low", "writing"):
         alone(jobs[stage], tmp_path / "alone.json")
         apart[stage] = adapter(project, stage)
     apart["again"] = apart["style"]
