@@ -2,7 +2,8 @@
 
 ``python -m training --serve`` reads a line of JSON a job, ``{"job": PATH, "log": PATH}``, and does
 it as ``python -m training PATH`` would. At its end it says ``{"job_ended": PATH, "status": 0}`` (or
-1) among the progress lines, with ``ends`` where it ends itself. The end of standard input is its own end.
+1) among the progress lines; ``ends`` is true there if it ends itself. The end of standard input is
+its own end.
 
 It goes on after an end that is understood. After one that may have left something behind (no
 memory, an error of the GPU, a defect, a signal) it ends too: whoever started it starts another.

@@ -14,7 +14,7 @@ import pytest
 from remote_train import failures, gpu_watch, issues, killable, launch, live, stage_states, stop
 from remote_train.failures import KINDS, Witness
 from remote_train.kernel_log import KernelLog, Line
-from tests.unit.stage_host import RUN, Host, put
+from tests.unit.stage_host import HOUSE, RUN, Host, put
 from tests.unit.test_supervisor import SCRIPT, this_python
 
 
@@ -34,6 +34,15 @@ def test_every_kind_has_a_category_of_the_record_and_a_policy():
         assert kind.name == name
         assert kind.category in issues.CATEGORIES
         assert kind.policy in (failures.RETRY, failures.ROOM, failures.STOP, failures.CONTINUE)
+
+
+def test_the_table_is_the_one_in_the_documents():
+    text = (HOUSE / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = [
+        f"| {k.name} | {k.category} | {k.policy}{', once' if k.most == 1 else ''} | {k.meaning} |"
+        for k in KINDS.values()
+    ]
+    assert "\n".join(rows) in text
 
 
 @pytest.mark.parametrize(
