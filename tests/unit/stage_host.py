@@ -146,13 +146,18 @@ HEARTBEAT = "HEARTBEAT = 2.0"
 
 FAKE_TRAINING = '''
 """Does what FAKE in its environment asks for, and says so as the real one does."""
-import hashlib, json, os, pathlib, signal, sys, time
+import contextlib, hashlib, json, os, pathlib, signal, sys, time
 
 fake = json.loads(os.environ.get("FAKE", "{}"))
 
 
+def say(line):
+    with contextlib.suppress(OSError):
+        os.write(int(os.environ["REMOTE_TRAIN_PROGRESS_FD"]), line)
+
+
 def progress(**values):
-    os.write(int(os.environ["REMOTE_TRAIN_PROGRESS_FD"]), json.dumps(values).encode() + b"\\n")
+    say(json.dumps(values).encode() + b"\\n")
 
 
 def wait():
@@ -186,7 +191,7 @@ def train():
         for name in (*job["train"], *job["evaluate"])
     }
     data.update(fake.get("data", {}))
-    os.write(int(os.environ["REMOTE_TRAIN_PROGRESS_FD"]), b"no JSON\\n[1]\\n")
+    say(b"no JSON\\n[1]\\n")
     progress(phase="train", step=1, steps=2, loss=1.5)
     if fake.get("wait"):
         wait()

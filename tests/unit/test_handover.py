@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from remote_train import gate_facts, gather, handover, launch, live, processes, status, stop
+from remote_train.errors import TrainError
 from remote_train.nvidia_smi import Answer
 from remote_train.smi_xml import Gpu, Process, Snapshot
 from tests.unit.stage_host import RUN, Host, put
@@ -373,3 +375,76 @@ def test_two_starts_of_two_stages_at_once_with_a_worker_that_waits(host):
     assert sorted(outcomes) == ["busy", "started"]
     (host.root / "go_on").touch()
     assert host.finish()["state"] == "done"
+
+
+# Killed at every point
+
+DIE = """
+if not os.path.exists(os.path.join({root!r}, "died")):
+    open(os.path.join({root!r}, "died"), "w").close()
+    os.kill(os.getpid(), 9)
+"""
+
+POINTS = {
+    "before the first status": ("stage_run", "        self.write_status()\n        try:"),
+    "before the training starts": ("stage_run", "                running = self._crew.start("),
+    "after the training has started": ("stage_run", "            self._sign = time.mono"),
+    "after the training's end": ("stage_run", "        failure = self._failure(running, code"),
+    "in the marker's place": ("stage_record", "    markers.write(\n"),
+    "after the marker": ("stage_record", "    remove_checkpoints(root, job"),
+    "in the record": ("stage_record", "    write(lambda: runs.mark(root"),
+    "before the last status": ("stage_run", '        ending = {"state"'),
+    "after the last status": ("supervisor", "            self._idle = float("),
+    "as it waits": ("supervisor", "            order = self._read_order()\n            if"),
+}
+
+
+def dies_at(host, point):
+    """Let the supervisor be killed once, before the line that is named."""
+    module, line = POINTS[point]
+    path = host.engine / f"remote_train/{module}.py"
+    text = path.read_text()
+    at = text.index(line)
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    code = "".join(
+        f"{indent}{part}\n" for part in DIE.format(root=str(host.root)).strip().splitlines()
+    )
+    path.write_text(text[:at] + code + text[at:])
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_supervisor_that_is_killed_loses_nothing(host, point):
+    dies_at(host, point)
+    with contextlib.suppress(TrainError):
+        host.start(mark="t1")
+    host.until((host.root / "died").exists)
+    host.until(lambda: facts(host) is None)
+    host.until(lambda: not live.is_held(str(host.root)))
+    trained = len(host.starts())
+    had_begun = point not in ("before the first status", "before the training starts")
+    assert trained == had_begun
+    answer = host.start(mark="t2")
+    assert answer["outcome"] == ("skipped" if had_begun else "started")
+    if answer["outcome"] == "started":
+        assert host.finish()["state"] == "done"
+    assert host.marker()["status"] == "done"
+    assert host.starts() == ["train"]
+    assert host.states() == {".stage_style_done"}
+    assert host.start(mark="t3")["outcome"] == "skipped"
+    assert host.start({}, mark="t4", stage="writing")["outcome"] == "started"
+    assert host.finish()["state"] == "done"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+@pytest.mark.parametrize("phase", ["load", "train"])
+def test_a_worker_that_is_killed_at_work_is_replaced(host, number, phase):
+    trains(host)
+    host.start({"hold" if phase == "load" else "wait": True}, stage="writing", mark="t2")
+    now = host.wait(lambda status: status["progress"].get("phase") == phase)
+    os.kill(now["child"]["pid"], number)
+    host.wait(lambda status: status["attempt"] == 2 and status["progress"].get("phase") == phase)
+    (host.root / "go_on").touch()
+    ended = host.finish()
+    assert (ended["state"], ended["pid"]) == ("done", now["pid"])
+    assert ended["child"] != now["child"]
+    assert host.starts() == ["train"] * 3
