@@ -50,7 +50,8 @@ def test_the_table_is_the_one_in_the_documents():
     [
         ("oom", "The memory did not suffice.", "CUDA out of memory. Tried to", "oom"),
         ("data", "x.jsonl line 3 is no chat.", "", "data"),
-        ("model_download", "The base model x can't be had.", "", "model_download"),
+        ("model_download", "The base model x can't be had from a hub.", "", "model_download"),
+        ("model_download", "The base model's folder x is not there.", "", "model"),
         ("training_logic", "The loss is nan at step 4, so training stopped.", "", "diverged"),
         ("training_logic", "The gradient is inf at step 4, so it stopped.", "", "diverged"),
         ("training_logic", "The training ended with KeyError: 'x'", "", "unknown"),
@@ -219,7 +220,8 @@ def test_after_all_attempts_it_fails_and_each_is_an_issue(host):
         ("training_logic", "The loss is nan at step 4, so it stopped.", 1),
         ("training_logic", "CUDA error: unspecified launch failure", 1),
         ("training_logic", "What?", 1),
-        ("model_download", "Broke off.", 3),
+        ("model_download", "The base model x can't be had from a hub.", 3),
+        ("model_download", "The base model's folder x is not there.", 1),
         ("infra", "The disk is full.", 3),
     ],
 )

@@ -52,7 +52,8 @@ KINDS = {
             "disk_full", "infra", ROOM, "The disk is full; it is waited for room, then tried anew."
         ),
         Kind("data", "data", STOP, "The data can't be used, or changed meanwhile."),
-        Kind("model_download", "model_download", RETRY, "The model couldn't be had or loaded."),
+        Kind("model_download", "model_download", RETRY, "The model couldn't be had from its hub."),
+        Kind("model", "model_download", STOP, "The model's files can't be used as they are."),
         Kind("diverged", "training_logic", STOP, "The loss isn't finite; it would be so again."),
         Kind("signal", "infra", RETRY, "A signal that nobody answers for killed it."),
         Kind("stopped", "ops", STOP, "Somebody has stopped it."),
@@ -69,6 +70,7 @@ _GPU = re.compile(
 )
 _PROGRAM = re.compile(r"CUDA error: (?:device-side assert|no kernel image|invalid)", re.IGNORECASE)
 _DIVERGED = re.compile(r"\b(?:loss|gradient)\b.* (?:is|was) -?(?:nan|inf)", re.IGNORECASE)
+_FROM_A_HUB = re.compile(r"can't be had")
 _DISK_FULL = re.compile(r"disk is full|No space left on device|Disk quota exceeded", re.IGNORECASE)
 _OOM_KILLER = re.compile(r"Killed process (\d+) \(([^)]*)\)")
 
@@ -123,8 +125,10 @@ def of_error(error: Mapping[str, Any], log_tail: list[str]) -> Failure:
 def _kind_of(category: str, symptom: str, text: str) -> str:
     if is_of_the_gpu(text):
         return "gpu"
-    if category in ("oom", "data", "model_download"):
+    if category in ("oom", "data"):
         return category
+    if category == "model_download":
+        return category if _FROM_A_HUB.search(symptom) else "model"
     if category == "training_logic":
         return "diverged" if _DIVERGED.search(symptom) else "unknown"
     if category == "infra":

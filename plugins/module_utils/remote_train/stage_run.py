@@ -82,7 +82,7 @@ class StageRun:
         self._patience = 0.0
         self._sign = time.monotonic()
         self._log_size = 0
-        self._gpu = gpu_watch.Watch(self._environment)
+        self._gpu = gpu_watch.Watch({**os.environ, **self._environment})
         self._orphan: Orphan | None = None
         self.status: dict[str, Any] = {
             "schema": 1,
