@@ -16,6 +16,7 @@ from remote_train.failures import KINDS, Witness
 from remote_train.kernel_log import KernelLog, Line
 from tests.unit.stage_host import HOUSE, RUN, Host, put
 from tests.unit.test_supervisor import SCRIPT, this_python
+from training.failures import Stopped, explain
 
 
 @pytest.fixture
@@ -64,6 +65,7 @@ def test_the_table_is_the_one_in_the_documents():
         ("training_logic", "CUDA error: out of memory", "", "unknown"),
         ("training_logic", "NVRM: GPU has fallen off the bus.", "", "gpu"),
         ("magic", "?", "", "setting"),
+        ("ops", str(explain(Stopped())), "", "signal"),
     ],
 )
 def test_what_the_training_says_of_itself(category, symptom, cause, kind):

@@ -133,7 +133,8 @@ def _kind_of(category: str, symptom: str, text: str) -> str:
         return "diverged" if _DIVERGED.search(symptom) else "unknown"
     if category == "infra":
         return "disk_full" if _DISK_FULL.search(text) else "host"
-    return "setting"
+    # Somebody has killed it by a signal that it could answer; not the one who stops a stage.
+    return "signal" if "stopped by a signal" in symptom else "setting"
 
 
 def is_of_the_gpu(text: str) -> bool:
