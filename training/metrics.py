@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,16 @@ class Metrics:
             self._path.write_text("".join(self.lines), encoding="utf-8")
 
     def _write(self, text: str) -> None:
+        data = text.encode()
         try:
             # Unbuffered, so that what fails is known here, and isn't tried again by itself.
             with self._path.open("ab", buffering=0) as file:
-                self._whole &= file.write(text.encode()) == len(text.encode())
+                if file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             if self._whole:
                 say(
-                    f"warning: {self._path.name} can't be written: {error.strerror}. It is tried"
-                    " again after the last step."
+                    f"warning: {self._path.name} can't be written: {error.strerror}."
+                    " It is tried again after the last step."
                 )
             self._whole = False
