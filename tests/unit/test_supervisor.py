@@ -429,6 +429,22 @@ def test_when_the_supervisor_is_killed_another_one_follows_its_training(host):
     assert host.starts() == ["train"]
 
 
+def test_whoever_attaches_finds_a_supervisor_that_lives(host):
+    root = str(host.root)
+    host.start({"wait": True})
+    status = host.wait(lambda status: status["progress"].get("step"))
+    answer = launch.attach(root, {})
+    assert (answer["status"]["pid"], answer["notes"]) == (status["pid"], [])
+    kill(status["pid"])
+    host.until(lambda: gone(status["pid"]))
+    answer = launch.attach(root, {})
+    assert answer["status"]["pid"] != status["pid"]
+    assert len(answer["notes"]) == 1
+    (host.root / "go_on").touch()
+    assert host.finish()["state"] == "done"
+    assert launch.attach(root, {})["status"]["state"] == "done"
+
+
 def test_a_training_that_is_killed_after_its_supervisor_is_tried_again(host):
     host.start({"wait": True})
     status = host.wait(lambda status: status["progress"].get("step"))

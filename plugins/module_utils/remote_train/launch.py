@@ -100,6 +100,22 @@ def _start(
         return {"outcome": "started", "verdict": verdict, "status": status, "notes": notes}
 
 
+def attach(root: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """See to it that the stage that runs in ``root`` has a living supervisor to be followed by.
+
+    :returns: as :func:`start`; the ``status`` is the last one where nothing runs any more.
+    """
+    with live.starting(root):
+        handover.settle(root)
+        running = live.running(root)
+        if running is None:
+            status, notes = live.read_json(live.path(root, "status.json")), []
+        else:
+            live.require_running(root, running)
+            status, notes = _followed(root, running, environment)
+        return {"outcome": "attached", "verdict": {}, "status": status, "notes": notes}
+
+
 def _hand_over(root: str, engine: str, order: Mapping[str, Any]) -> dict[str, Any] | None:
     """Give the stage to the supervisor that waits; its status, or None where none takes it."""
     facts = handover.waiting(root)
