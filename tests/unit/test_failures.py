@@ -282,6 +282,20 @@ def test_room_is_waited_for_before_a_new_attempt(host):
     assert host.starts() == ["train", "train"]
 
 
+# The status
+
+
+def test_news_is_in_the_status_before_the_next_heartbeat(host):
+    path = host.engine / "remote_train/stage_run.py"
+    path.write_text(path.read_text().replace("HEARTBEAT = 0.1", "HEARTBEAT = 8.0"))
+    host.start({"wait": True})
+    began = time.monotonic()
+    host.wait(lambda status: status["progress"].get("step"))
+    assert time.monotonic() - began < 6
+    (host.root / "go_on").touch()
+    host.finish()
+
+
 # Silence
 
 

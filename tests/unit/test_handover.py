@@ -289,7 +289,7 @@ def test_a_stop_of_a_stage_leaves_no_worker_waiting(host):
         (RUN, ["style"], False, True),
         (RUN, ["style", "writing"], False, False),
         (RUN, ["style", "writing"], True, True),
-        ("run_20260210T093000Z", ["style"], False, False),
+        ("run_20260210T093000Z", ["style"], True, False),
     ],
 )
 def test_collect_ends_it_where_nothing_of_its_run_is_left(host, run, selected, stopped, gone):

@@ -109,7 +109,8 @@ def attach(root: str, environment: Mapping[str, str]) -> dict[str, Any]:
         handover.settle(root)
         running = live.running(root)
         if running is None:
-            status, notes = live.read_json(live.path(root, "status.json")), []
+            notes: list[str] = []
+            status = live.read_json(live.path(root, "status.json"))
         else:
             live.require_running(root, running)
             status, notes = _followed(root, running, environment)

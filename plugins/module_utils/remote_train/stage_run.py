@@ -223,9 +223,11 @@ class StageRun:
         """Relay its progress into the status until it has ended; its return code."""
         rest = b""
         reader = running.reader
+        news = False
         while True:
             now = time.monotonic()
-            wait = max(0.0, min(self._written + HEARTBEAT, self._kill_at or now + HEARTBEAT) - now)
+            due = self._written + (NEWS if news else HEARTBEAT)
+            wait = max(0.0, min(due, self._kill_at or due) - now)
             watched = [fd for fd in (reader, running.alarm) if fd is not None]
             ready = reader in self._signals.wait(watched, wait)
             code = running.ended()  # looked at first: what it has said by then is there to be read
@@ -240,8 +242,10 @@ class StageRun:
             if code is not None:
                 return code
             self._ask_to_end(running)
-            if time.monotonic() - self._written >= (NEWS if ready else HEARTBEAT):
+            news = news or ready
+            if time.monotonic() - self._written >= (NEWS if news else HEARTBEAT):
                 self.beat()
+                news = False
 
     def _take_progress(self, running: Running, lines: list[bytes]) -> None:
         """What the lines say: of the process each, of the progress the last one."""
