@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from remote_train import failures, gpu_watch, issues, killable, launch, live, stage_states, stop
+from remote_train import (
+    failures,
+    gpu_watch,
+    issues,
+    killable,
+    launch,
+    live,
+    stage_record,
+    stage_states,
+    stop,
+)
 from remote_train.failures import KINDS, Witness
 from remote_train.kernel_log import KernelLog, Line
 from tests.unit.stage_host import HOUSE, RUN, Host, put
@@ -362,6 +372,17 @@ def test_a_checkpoint_folder_that_is_a_link_is_left_alone(host):
     (folder / "style").symlink_to(elsewhere)
     host.trained()
     assert (elsewhere / "step_00000004/state.json").exists()
+
+
+def test_a_name_that_leads_elsewhere_removes_nothing(host):
+    folder = checkpoints(host)
+    put(host.root, {"outputs/training_sync/stages/x": b""})
+    for name in ("..", "../stages", ".", "", "style/../../stages"):
+        stage_record.remove_checkpoints(str(host.root), name)
+    assert (folder / "style").exists()
+    assert (folder.parent / "stages/x").exists()
+    stage_record.remove_checkpoints(str(host.root), "style")
+    assert not (folder / "style").exists()
 
 
 def test_outputs_may_be_a_link_to_another_disk(host, tmp_path):

@@ -128,9 +128,8 @@ def remove_checkpoints(root: str, stage: str) -> None:
     """Remove a stage's checkpoints: this one folder, if it is one, and lies where it should."""
     above = os.path.join(root, CHECKPOINTS)
     folder = os.path.join(above, stage)
-    real = os.path.realpath(folder)
-    inside = os.path.dirname(real) == os.path.realpath(above)
-    if inside and os.path.basename(real) == stage and not os.path.islink(folder):
+    # The folders above it may be links to a bigger disk; it itself is none, and nowhere else.
+    if os.path.realpath(folder) == os.path.join(os.path.realpath(above), stage):
         shutil.rmtree(folder, ignore_errors=True)
 
 
