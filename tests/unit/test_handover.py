@@ -18,6 +18,8 @@ from remote_train import gate_facts, gather, handover, launch, live, processes, 
 from remote_train.errors import TrainError
 from remote_train.nvidia_smi import Answer
 from remote_train.smi_xml import Gpu, Process, Snapshot
+from tests.unit import fake_smi
+from tests.unit import smi_documents as docs
 from tests.unit.stage_host import RUN, Host, put
 from tests.unit.test_supervisor import own, this_python
 
@@ -333,6 +335,15 @@ def test_the_gate_knows_it(host):
     os.kill(first["pid"], signal.SIGKILL)
     host.until(lambda: facts(host) is None)
     assert seen(first["child"]["pid"]) == (1, 1500, 500)
+
+
+def test_the_gate_as_a_whole_finds_no_foreign_process(host, tmp_path):
+    first = trains(host)
+    edits = [docs.process(pid=pid) for pid in (first["child"]["pid"], os.getpid())]
+    program = fake_smi.answers(tmp_path / "smi", docs.document(*edits))
+    wanted = gate_facts.Wanted(str(host.root), nvidia_smi=program)
+    processes_seen = gate_facts.gather(wanted).gpus[0].processes
+    assert [process.pid for process in processes_seen] == [os.getpid()]
 
 
 def test_a_number_that_is_anothers_by_now_is_not_the_worker(host):
