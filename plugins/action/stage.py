@@ -229,7 +229,12 @@ class ActionModule(TrainAction):
         for note in notes:
             if isinstance(note, str):
                 note = issues.make(
-                    "train", note, category="infra", severity="warning", stage=stage, status="handled"
+                    "train",
+                    note,
+                    category="infra",
+                    severity="warning",
+                    stage=stage,
+                    status="handled",
                 )
             self._line.keep(f"  {stage}: {note['symptom']}")
             self._notes.append(note)

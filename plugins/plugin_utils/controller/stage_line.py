@@ -58,7 +58,9 @@ class StageLine:
         self._note(phase, done, of, _number(status.get("heartbeat")), progress)
         parts = [f"  {self.stage}", *self._attempt(status)]
         if phase == "evaluate":
-            parts.append(f"answers {done:.0f} of {of:.0f}" if done is not None and of else "answering")
+            parts.append(
+                f"answers {done:.0f} of {of:.0f}" if done is not None and of else "answering"
+            )
         elif phase == "train" and done is not None and of:
             parts.append(f"step {done:.0f} of {of:.0f}")
             if self.loss is not None:
