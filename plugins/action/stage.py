@@ -6,12 +6,12 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
 
 from controller import follow, link
 from controller.action import (
-    GaveUpError,
     Result,
     TrainAction,
     failed,
@@ -45,13 +45,7 @@ class ActionModule(TrainAction):
         )
         self._followed = Followed(self.argument("home"))
         if self.argument("attach", False):
-            try:
-                return self._attach()
-            except TrainError as error:
-                # Who is told to fail where something runs changes nothing, and collects nothing.
-                held = self._request["on_lock"] == "fail"
-                stage = self.argument("live").get("stage")
-                return {**failed(error), "untouched": held, "issues": self._issues(stage)}
+            return self._attach()
         name = self.argument("stage")
         blocked = self._blocked_by(name)
         if blocked:
@@ -126,13 +120,25 @@ class ActionModule(TrainAction):
         self._refuse_or_say(status)
         if self.check:
             return {"changed": False, "stage": status.get("stage"), "state": "running"}
-        followed = self._follow(status, ours=False) or {
-            "stage": status.get("stage"),
-            "state": "ended",
-            "issues": self._issues(str(status.get("stage"))),
-        }
-        # How it ended is in its own record, and what to do about it the next plan says.
-        return {**followed, "changed": False, "failed": False}
+        try:
+            followed = self._follow(status, ours=False)
+        except TrainError as error:
+            # No failure of this step: what can be had of the run comes home first.
+            result = failed(error)
+            result.update(failed=False, trouble={**failed(error), "recorded": False})
+        else:
+            result = {"state": "ended", **(followed or {}), "failed": False}
+            # How it ended is in its own record, and what to do about it the next plan says; but
+            # going on after somebody has stopped it would start that very stage again.
+            if "stopped" in result and not self._waits:
+                result["trouble"] = {
+                    "msg": result["msg"],
+                    "hint": "",
+                    "category": "ops",
+                    "recorded": True,
+                }
+        stage = str(status.get("stage"))
+        return {**result, "stage": stage, "changed": False, "issues": self._issues(stage)}
 
     @property
     def _waits(self) -> bool:
@@ -224,13 +230,14 @@ class ActionModule(TrainAction):
         lines.take(missed.text)
         return missed.end
 
-    def _take_notes(self, stage: str, notes: list[Result | str]) -> None:
+    def _take_notes(self, stage: str, notes: list[Any]) -> None:
         """Show what the start found there, a lock of a dead process say, and keep it."""
-        for note in notes:
-            if isinstance(note, str):
+        for said in notes:
+            note = said
+            if isinstance(said, str):
                 note = issues.make(
                     "train",
-                    note,
+                    said,
                     category="infra",
                     severity="warning",
                     stage=stage,

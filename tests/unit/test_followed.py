@@ -22,10 +22,10 @@ def clock(monkeypatch):
 def test_what_was_kept_is_read_for_the_same_start_alone(tmp_path):
     followed.Followed(str(tmp_path)).keep(STATUS, 12, b"a\nb\n", step=3, loss=0.5)
     another = followed.Followed(str(tmp_path))
-    found = another.read(token="t1")
+    found = another.read(run="run_1")
     assert (found["offset"], found["step"], found["loss"]) == (12, 3, 0.5)
     assert found["last_lines"] == ["a", "b"]
-    assert another.read(token="t2") == {}
+    assert another.read(run="run_2") == {}
     another.forget("t2")
     assert another.read(run="run_1")
     another.forget("t1")

@@ -24,7 +24,7 @@ LOG_CHUNK = 256 * 1024
 """The most new bytes of the log that one poll brings."""
 
 NEWEST = 8 * 1024
-"""The most of them where nobody reads the log as it comes, and the last lines are all that counts."""
+"""The most of them where nobody reads the log as it comes, and its last lines are enough."""
 
 MISSED_BYTES = 64 * 1024
 """The most that is brought of what came to the log while nobody followed it."""
