@@ -67,12 +67,17 @@ class ActionModule(TrainAction):
         """Start the stage and follow it, until how it ended is known."""
         while True:
             started = self._start(name, task_vars)
+            self._take_notes(name, started.get("notes") or [])
             if started["outcome"] == "skipped":
                 self._line.keep(f"  {name}  up to date")
-                return {"changed": False, "stage": name, "state": "skipped"}
+                return {
+                    "changed": False,
+                    "stage": name,
+                    "state": "skipped",
+                    "issues": self._issues(name),
+                }
             for reason in started["verdict"].get("reasons", []):
                 self._line.keep(f"  {name}: {reason}")
-            self._take_notes(name, started.get("notes") or [])
             followed = self._follow(started["status"])
             if followed is not None:
                 return followed

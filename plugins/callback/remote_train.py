@@ -6,6 +6,8 @@ import contextlib
 import io
 import signal
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,6 +60,10 @@ _SHOWN_ACTIONS = (
 """The steps that have titles; the others are housekeeping."""
 
 
+WRITTEN_WITHIN = 1.0
+"""Seconds in which a worker has written a line, or has died of a signal."""
+
+
 class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no types
     """Ansible's default callback with less on the screen."""
 
@@ -87,7 +93,8 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
         def handle(number: int, frame: FrameType | None) -> None:
             self._interrupted = True
             if callable(before):
-                before(number, frame)
+                with _nobody_writes(getattr(before, "__self__", None)):
+                    before(number, frame)
 
         if callable(before):
             signal.signal(signal.SIGINT, handle)
@@ -196,6 +203,30 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """The recap, which Molecule's idempotence step and people read."""
         super().v2_playbook_on_stats(stats)
+
+
+@contextlib.contextmanager
+def _nobody_writes(manager: Any) -> Iterator[None]:
+    """Keep Ansible's workers from being killed while they write to the queue that all share.
+
+    What a worker shows goes through that queue. One that dies with the queue's lock, which is in
+    just that moment in which a line appears, leaves it locked, and the playbook would wait for it
+    for ever: Ctrl-C would hang.
+
+    :param manager: Ansible's task queue manager; what it lacks here is done without.
+    """
+    lock = getattr(getattr(manager, "_final_q", None), "_wlock", None)
+    locked = lock is not None and lock.acquire(timeout=WRITTEN_WITHIN)
+    try:
+        yield
+    finally:
+        until = time.monotonic() + WRITTEN_WITHIN
+        for worker in getattr(manager, "_workers", None) or []:
+            # Before they are gone, they could take the lock that is let go of here.
+            if worker is not None:
+                worker.join(max(0.0, until - time.monotonic()))
+        if locked:
+            lock.release()
 
 
 def _sentence(answer: dict[str, Any]) -> str:

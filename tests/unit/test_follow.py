@@ -512,7 +512,7 @@ def test_a_stage_that_was_stopped_is_said_to_be():
     action = Action(lambda _: printed(**STOPPED))
     ended = action._follow(RUNNING)
     assert ended["failed"]
-    assert ended["trouble"]["msg"] == "The stage style was stopped by me@laptop."
+    assert ended["msg"] == "The stage style was stopped by me@laptop."
     assert action.said == ["  style  was stopped after 0:12"]
 
 
@@ -605,7 +605,7 @@ def test_a_lock_without_a_running_stage_is_not_attached_to(status, words):
 )
 @pytest.mark.parametrize("attach", [True, False])
 def test_a_host_that_is_given_up_on_is_flagged(monkeypatch, error, flag, attach):
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **_more: Any) -> None:
         raise error
 
     action = Action(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,7 @@ class Link:
         self._say = say
         self._stays = stays
         self._again = again
+        self._parent = os.getppid()
         self.cuts: list[dict[str, float]] = []
 
     def __call__(self, attempt: Callable[[], Any]) -> Any:
@@ -53,6 +55,9 @@ class Link:
         pause = 1.0
         began = _clock()
         while True:
+            if os.getppid() != self._parent:
+                # The playbook was killed, and this is one of its workers: nobody looks on.
+                raise SystemExit("the playbook is gone")
             try:
                 answer = attempt()
             except AnsibleConnectionFailure as error:
