@@ -21,6 +21,7 @@ sys.path[:0] = [str(PROJECT / part) for part in (".", "tools", "plugins/module_u
 
 # After the path is set:
 from tests.benchmarks import (  # noqa: E402
+    around_stages,
     empty_plan,
     gate,
     large_files,
@@ -37,6 +38,7 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "one_change": one_change.measure,
     "gate": gate.measure,
     "empty_plan": empty_plan.measure,
+    "around_stages": around_stages.measure,
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from remote_train import live
 from remote_train.errors import TrainError
 
-POLL_SECONDS = (0.3, 2.0)
+POLL_SECONDS = (0.3, 3.0)
 """The time from one poll to the next: the first one, and the longest that it grows to."""
 
 LOG_CHUNK = 256 * 1024
@@ -82,7 +82,8 @@ def poll_command(
         f"{waits if seconds else ''}printf '\\035' && cat {shown} && o={offset} && "
         f"if [ -f {read} ]; then s=$(wc -c < {read}) && {{ [ $s -ge $o ] || s=$o; }} && "
         f"{{ {cut}; }} && printf '\\036%d\\036' $o && "
-        f"tail -c +$((o+1)) {read} | head -c $((s-o)); else printf '\\036%d\\036' $o; fi"
+        f"{{ [ $s -eq $o ] || tail -c +$((o+1)) {read} | head -c $((s-o)); }}; "
+        f"else printf '\\036%d\\036' $o; fi"
     )
 
 
