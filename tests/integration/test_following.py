@@ -17,7 +17,7 @@ import pytest
 
 from tests.integration.cutting_proxy import CuttingProxy
 from tests.integration.sites import COMMAND, Site, finish, until
-from tests.integration.test_survival import damaged, shown_by, status, wait_for
+from tests.integration.test_survival import damaged, shown_by, status, wait_for, workers
 
 if TYPE_CHECKING:
     from tests.integration.conftest import GpuHost
@@ -54,17 +54,6 @@ def step(site: Site) -> object:
     """The step that the host knows of."""
     progress = status(site).get("progress")
     return progress.get("step") if isinstance(progress, dict) else None
-
-
-def workers(site: Site) -> list[int]:
-    """The processes of this machine that run a playbook on the site, or a command of one."""
-    needle = os.fsencode(site.folder / "hosts.yml")
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if needle in path.read_bytes():
-                found.append(int(path.parent.name))
-    return found
 
 
 def record(site: Site) -> dict[str, object]:
