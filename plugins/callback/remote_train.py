@@ -216,7 +216,7 @@ def _nobody_writes(manager: Any) -> Iterator[None]:
     :param manager: Ansible's task queue manager; what it lacks here is done without.
     """
     lock = getattr(getattr(manager, "_final_q", None), "_wlock", None)
-    locked = lock is not None and lock.acquire(timeout=WRITTEN_WITHIN)
+    locked = bool(lock and lock.acquire(timeout=WRITTEN_WITHIN))
     try:
         yield
     finally:
@@ -225,7 +225,7 @@ def _nobody_writes(manager: Any) -> Iterator[None]:
             # Before they are gone, they could take the lock that is let go of here.
             if worker is not None:
                 worker.join(max(0.0, until - time.monotonic()))
-        if locked:
+        if lock and locked:
             lock.release()
 
 
