@@ -173,7 +173,8 @@ class ActionModule(TrainAction):
 
     def _poll(self, path: str, log: str, offset: int) -> tuple[Result, bytes]:
         printed: str = self._link.command(follow.poll_command(path, log, offset))
-        return follow.parse_answer(printed)
+        answer = follow.parse_answer(printed)
+        return answer.status, answer.fresh
 
     def _last_word(self, path: str, log: str, offset: int) -> Result:
         """The last word of work that says nothing any more.

@@ -21,6 +21,7 @@ sys.path[:0] = [str(PROJECT / part) for part in (".", "tools", "plugins/module_u
 
 # After the path is set:
 from tests.benchmarks import (  # noqa: E402
+    around_stages,
     checkpoints,
     empty_plan,
     gate,
@@ -39,6 +40,7 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "gate": gate.measure,
     "empty_plan": empty_plan.measure,
     "checkpoints": checkpoints.measure,
+    "around_stages": around_stages.measure,
 }
 
 

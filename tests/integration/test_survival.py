@@ -38,6 +38,17 @@ def wait_for(site: Site, stage: str) -> None:
     until(lambda: stage in site.trained(), f"the start of {stage}")
 
 
+def workers(site: Site) -> list[int]:
+    """The processes of this machine that run a playbook on the site."""
+    needle = os.fsencode(site.folder / "hosts.yml")
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if needle in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
 def damaged(site: Site, *stages: str) -> Site:
     """The site with the adapters of some stages damaged, so that they train again."""
     for stage in stages:
@@ -74,6 +85,7 @@ class Orphan:
         self.process = int(str(until(lambda: status(site).get("child"), "a child")["pid"]))
         self.run = str(status(site)["run"])
         self.alive = Path(f"/proc/{self.process}").exists()
+        until(lambda: workers(site) == [], "the end of the killed playbook's workers")
         before = tree(site.folder)
         self.refused = site.run("-e", "on_lock=fail")
         self.changed_by_refusal = {

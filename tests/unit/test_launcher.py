@@ -166,6 +166,7 @@ LOST = event("failed", "stage", category="infra", unreachable_host=True)
         ([], 0, DONE),
         ([], 2, FAILED),
         ([event("failed", "stage", category="oom")], 2, FAILED),
+        ([event("failed", "stage", category="ops")], 2, FAILED),  # on_lock is fail
         ([event("failed", "gpu_probe", category="infra")], 2, FAILED),
         ([event("failed", "settings")], 2, WRONG),
         ([event("failed", "ansible.builtin.assert")], 2, WRONG),
