@@ -45,7 +45,7 @@ class ActionModule(TrainAction):
         )
         self._followed = Followed(self.argument("home"))
         if self.argument("attach", False):
-            return self._attach()
+            return self._attach(task_vars)
         name = self.argument("stage")
         blocked = self._blocked_by(name)
         if blocked:
@@ -118,15 +118,20 @@ class ActionModule(TrainAction):
             started = self._link(lambda: self.call("stage", arguments, task_vars))
         return started
 
-    def _attach(self) -> Result:
+    def _attach(self, task_vars: Result) -> Result:
         """Follow the training that runs already."""
         status = self.argument("live")
         live.require_running(self._root, status)
         self._refuse_or_say(status)
         if self.check:
             return {"changed": False, "stage": status.get("stage"), "state": "running"}
+        stage = str(status.get("stage"))
         try:
-            followed = self._follow(status, ours=False)
+            # Where its supervisor was killed, another one follows it from now on.
+            arguments = {"request": self._request, "attach": True}
+            found: Result = self._link(lambda: self.call("stage", arguments, task_vars))
+            self._take_notes(stage, found["notes"])
+            followed = self._follow(found["status"], ours=False)
         except TrainError as error:
             # No failure of this step: what can be had of the run comes home first.
             result = failed(error)
@@ -142,7 +147,6 @@ class ActionModule(TrainAction):
                     "category": "ops",
                     "recorded": True,
                 }
-        stage = str(status.get("stage"))
         return {**result, "stage": stage, "changed": False, "issues": self._issues(stage)}
 
     @property
