@@ -32,13 +32,20 @@ requirements:
   - set as stdout in configuration
 """
 
-_LIVE_ACTIONS = ("plan", "code_sync", "provision", "stage", "collect", "bundle")
+_LIVE_ACTIONS = (
+    "plan",
+    "gpu_probe",
+    "active_gate",
+    "code_sync",
+    "provision",
+    "stage",
+    "collect",
+    "bundle",
+)
 """The steps that show lines while they run: their titles come first."""
 
 _SHOWN_ACTIONS = (
     *_LIVE_ACTIONS,
-    "gpu_probe",
-    "active_gate",
     "verify_manifest",
     "apply_bundle",
     "rollback",
