@@ -38,6 +38,8 @@ requirements:
 
 _LIVE_ACTIONS = (
     "plan",
+    "gpu_probe",
+    "active_gate",
     "code_sync",
     "provision",
     "stage",
@@ -50,8 +52,6 @@ _LIVE_ACTIONS = (
 
 _SHOWN_ACTIONS = (
     *_LIVE_ACTIONS,
-    "gpu_probe",
-    "active_gate",
     "verify_manifest",
     "apply_bundle",
     "rollback",

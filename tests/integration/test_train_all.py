@@ -575,7 +575,7 @@ def test_a_run_that_is_over_is_collected_before_the_gate_stops_the_next(
     assert site.run("--tags", "style", "--skip-tags", "collect").status == 0
     run = site.runs()[-1]
     assert not (run / "SHA256SUMS").exists()
-    outcome = site.run("-e", "gpu_gate=strict", "-e", "gpu_gate_min_disk_gib=99999999")
+    outcome = site.run("-e", "gpu_gate=strict", "-e", "gpu_gate_min_disk_gib=1000000")
     assert outcome.status == 2, outcome.output
     at_home = site.home / "training_sync" / run.name
     assert at_home.is_dir(), outcome.output

@@ -219,9 +219,9 @@ def test_while_the_host_says_nothing_the_time_is_shown(screen, monkeypatch):
     with progress.waiting(screen.line(live=True), "the host verifies"):
         assert clock.enough.wait(10)
     assert clock.waited == [2.0, 1.0, 1.0]
-    assert screen.shown == [
-        ("rewrite", f"  the host verifies, 0:0{second}") for second in (2, 3, 4)
-    ]
+    texts = [f"  the host verifies, 0:0{second}" for second in (2, 3, 4)]
+    # In the end the line is taken away: what comes next, from anybody, begins at its left.
+    assert screen.shown == [("rewrite", text) for text in (*texts, "")]
 
 
 def test_what_is_over_at_once_is_not_shown(screen):

@@ -225,8 +225,7 @@ def _precheck(root: str, run: str, controller: Mapping[str, Any]) -> list[dict[s
     kept = live.read_json(path).get("findings")
     if kept and not findings:
         return list(kept)
-    record = {"schema": 1, "stops": stops, "findings": findings, "gpus": controller["gpus"]}
-    write_json(path, {**(controller.get("gate") or {}), **record})
+    write_json(path, gate_record(controller))
     if findings:
         runs.mark(root, run, "precheck", "failed" if stops else "done")
     else:
@@ -234,10 +233,19 @@ def _precheck(root: str, run: str, controller: Mapping[str, Any]) -> list[dict[s
     return findings
 
 
-def _issues(
-    where: str, stages: list[dict[str, Any]], controller: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Every warning and error of both sides, each once."""
+def gate_record(controller: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``precheck.json`` holds."""
+    return {
+        **(controller.get("gate") or {}),
+        "schema": 1,
+        "stops": bool(controller["gate_stops"]),
+        "findings": controller["findings"],
+        "gpus": controller["gpus"],
+    }
+
+
+def controllers_issues(controller: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every warning and error that the controller knows of."""
     stops = bool(controller["gate_stops"])
     gate = [
         issues.make(
@@ -264,19 +272,6 @@ def _issues(
         for plan in controller["plan"]
         for warning in plan["warnings"]
     ]
-    judged = [
-        issues.make(
-            "collect",
-            f"The acceptance gate fails {stage['name']}: {reason}.",
-            category="training_logic",
-            severity="warning",
-            stage=stage["name"],
-            action="Read its predictions before using this adapter.",
-        )
-        for stage in stages
-        if stage["acceptance"] == "failed"
-        for reason in stage["acceptance_reasons"]
-    ]
     failure = controller["failure"]
     # The controller's word of a stage that wrote down itself how it ended is worth an issue too:
     # something broke on the way to it.
@@ -292,14 +287,28 @@ def _issues(
         for failure in failures
         if not failure.get("recorded")
     ]
-    kept = issues.read(os.path.join(where, "issues.jsonl"))
-    known = {(issue["phase"], issue["symptom"]) for issue in kept}
-    fresh = [
-        issue
-        for issue in (*gate, *planned, *unwritten, *judged, *controller["issues"])
-        if (issue["phase"], issue["symptom"]) not in known
+    return [*gate, *planned, *unwritten, *controller["issues"]]
+
+
+def _issues(
+    where: str, stages: list[dict[str, Any]], controller: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Every warning and error of both sides, each once."""
+    judged = [
+        issues.make(
+            "collect",
+            f"The acceptance gate fails {stage['name']}: {reason}.",
+            category="training_logic",
+            severity="warning",
+            stage=stage["name"],
+            action="Read its predictions before using this adapter.",
+        )
+        for stage in stages
+        if stage["acceptance"] == "failed"
+        for reason in stage["acceptance_reasons"]
     ]
-    return issues.merge(kept, fresh)
+    kept = issues.read(os.path.join(where, "issues.jsonl"))
+    return issues.add(kept, [*controllers_issues(controller), *judged])
 
 
 def _outputs(request: Mapping[str, Any]) -> dict[str, str]:

@@ -99,8 +99,11 @@ def waiting(line: Line, text: str) -> Iterator[None]:
     def show() -> None:
         line.update(f"  {text}, {duration(time.monotonic() - began)}")
 
-    with _meanwhile(show, SHOWN_AFTER, 1.0):
-        yield
+    try:
+        with _meanwhile(show, SHOWN_AFTER, 1.0):
+            yield
+    finally:
+        line.clear()
 
 
 @contextlib.contextmanager
@@ -169,7 +172,11 @@ class Line:
     def keep(self, text: str) -> None:
         """Show ``text`` as a line that stays."""
         text = _one_line(text)
-        if self._rewrite and self._last:
-            self._rewrite("")  # what stays is shown whole, however wide the terminal is
+        self.clear()  # what stays is shown whole, however wide the terminal is
         self._say(self._prefix + text)
+
+    def clear(self) -> None:
+        """Take the live line away: what others show next begins at its left."""
+        if self._rewrite and self._last:
+            self._rewrite("")
         self._last = ""
