@@ -516,10 +516,17 @@ def test_a_stage_that_was_stopped_is_said_to_be():
     assert action.said == ["  style  was stopped after 0:12"]
 
 
-def test_who_attached_to_a_stage_that_was_stopped_gets_to_know_it():
+def test_who_attached_to_a_stage_that_was_stopped_gets_to_know_it(monkeypatch):
     """Whoever goes on then would start that very stage again: see playbooks/tasks/attach.yml."""
     action = Action(lambda _: printed(**STOPPED), attach=True, live=RUNNING)
-    ended = action._attach()
+    monkeypatch.setattr(action, "_link", Through(action), raising=False)
+    asked: list[Any] = []
+    found = {"outcome": "attached", "status": RUNNING, "notes": ["Another supervisor follows it."]}
+    monkeypatch.setattr(action, "call", lambda *given: (asked.append(given), found)[1])
+    ended = action._attach({})
+    ((module, arguments, _),) = asked
+    assert (module, arguments["attach"]) == ("stage", True)
+    assert [issue["symptom"] for issue in ended["issues"]] == ["Another supervisor follows it."]
     assert not ended["failed"]
     assert ended["trouble"]["recorded"]
     assert ended["trouble"]["msg"] == "The stage style was stopped by me@laptop."
@@ -554,7 +561,7 @@ class Through:
 
 def test_in_check_mode_what_runs_is_said_and_not_followed():
     action = Action(lambda _: printed(), check=True, attach=True, live=RUNNING)
-    assert action._attach()["state"] == "running"
+    assert action._attach({})["state"] == "running"
     (line,) = action.said
     assert line.startswith("  The stage style of ")
     assert line.endswith(": a run would wait for its end.")
@@ -591,7 +598,7 @@ def test_check_mode_does_not_plan_and_attach_again():
 def test_a_lock_without_a_running_stage_is_not_attached_to(status, words):
     action = Action(lambda _: printed(), attach=True, live=status)
     with pytest.raises(TrainError) as caught:
-        action._attach()
+        action._attach({})
     assert caught.value.message.startswith(words)
     assert "/srv/tutor/outputs/training_sync/live/lock" in caught.value.hint
 
@@ -623,6 +630,8 @@ def test_a_host_that_is_given_up_on_is_flagged(monkeypatch, error, flag, attach)
     )
     action._connection = SimpleNamespace(reset=None)
     monkeypatch.setattr(ActionModule, "_train", fail)
+    found = {"outcome": "attached", "status": RUNNING, "notes": []}
+    monkeypatch.setattr(ActionModule, "call", lambda *_: found)
     monkeypatch.setattr(ActionModule, "_follow", fail)
     result = action.act({})
     # Who has attached and can't follow to the end fails after what there is has been collected.
