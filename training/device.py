@@ -55,6 +55,7 @@ def set_up(dtype: str) -> Device:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(THREADS)
     if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # of a job that this process did before
         name = torch.cuda.get_device_name()
         has_bfloat16 = torch.cuda.get_device_capability() >= (8, 0)
         if dtype == "bfloat16" and not has_bfloat16:

@@ -26,6 +26,8 @@ class Evaluated:
     scores: dict[str, dict[str, float]]
     by_type: dict[str, dict[str, dict[str, float]]]
     """The scores of each kind of sample (its ``type``, else its ``mode``), where there are two."""
+    notes: list[dict[str, str]]
+    """What was done about memory that ran out, as warnings."""
 
 
 def read_benchmarks(root: Path, paths: list[str]) -> tuple[list[ChatFile], list[Expected]]:
@@ -59,6 +61,7 @@ def evaluate(
     files, expected = benchmarks
     chats = [chat for file in files for chat in file.chats]
     template = ChatTemplate(tokenizer)
+    notes: list[dict[str, str]] = []
     answers = generate(
         model,
         tokenizer,
@@ -66,15 +69,16 @@ def evaluate(
         settings.max_new_tokens,
         settings.eval_batch_size,
         lambda done: on_answers(done, len(chats)),
+        notes,
     )
     verdicts = [judge(e, a.text) for e, a in zip(expected, answers, strict=True)]
     kinds: dict[str, list[Verdict]] = {}
     for chat, verdict in zip(chats, verdicts, strict=True):
         kinds.setdefault(kind_of(chat), []).append(verdict)
     by_type = {kind: summarize(some) for kind, some in sorted(kinds.items())}
-    return Evaluated(
-        files, chats, answers, verdicts, summarize(verdicts), by_type if len(by_type) > 1 else {}
-    )
+    if len(by_type) == 1:
+        by_type = {}
+    return Evaluated(files, chats, answers, verdicts, summarize(verdicts), by_type, notes)
 
 
 def kind_of(chat: Chat) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from training.errors import JobError
+from training.memory import cause_of, is_out_of_memory
 
 
 class Stopped(BaseException):
@@ -21,14 +22,14 @@ def explain(error: BaseException) -> JobError | None:
 
 
 def _explain_system(error: BaseException, text: str) -> JobError | None:
-    if _is_out_of_memory(error, text):
+    if is_out_of_memory(error):
         return JobError(
             "oom",
             "The memory did not suffice.",
             "Lower max_length or per_device_train_batch_size (raise gradient_accumulation_steps by"
             " as much), lower eval_batch_size if it happened while evaluating, set use_qlora, or"
             " end what else holds memory on the GPU.",
-            text.splitlines()[0] if text else type(error).__name__,
+            cause_of(error),
         )
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
         where = getattr(error, "filename", None)
@@ -49,13 +50,3 @@ def _explain_system(error: BaseException, text: str) -> JobError | None:
             "infra", f"{error.filename} may not be written or read.", "Check its owner and mode."
         )
     return None
-
-
-def _is_out_of_memory(error: BaseException, text: str) -> bool:
-    # By its name: torch may be what could not be imported.
-    return (
-        type(error).__name__ == "OutOfMemoryError"
-        or isinstance(error, MemoryError)
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in text)
-        or "CUDA out of memory" in text
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +22,21 @@ from training.batches import Step, count_steps, micro_batches, padded, steps
 from training.chats import ChatFile, read_chats
 from training.device import THREADS, Device, set_up
 from training.errors import JobError
-from training.masking import Masker, Sample
+from training.masking import Masker, Row, Sample
+from training.memory import Memory, cause_of, free, is_out_of_memory
 from training.model import add_adapter, load_base, load_tokenizer, locate, revision
 from training.schedule import learning_rate
 from training.seeds import derived_seeds
 from training.settings import Settings
+from training.state import (
+    Keeper,
+    State,
+    copied,
+    optimizer_tensors,
+    random_state,
+    set_optimizer_tensors,
+    set_random_state,
+)
 from training.template import ChatTemplate
 
 
@@ -52,6 +63,8 @@ class Fitted:
     """File and line of the chats that were cut."""
     dropped: list[str]
     """File and line of the chats of which nothing that is learned was left."""
+    notes: list[dict[str, str]]
+    """What was done about memory that ran out, as warnings."""
 
 
 def micro_batch_tokens(settings: Settings) -> int:
@@ -90,13 +103,17 @@ def fit(
     settings: Settings,
     files: list[ChatFile],
     on_step: Callable[[dict[str, Any], int], None],
+    keeper: Keeper | None = None,
+    low_memory: bool = False,
 ) -> Fitted:
     """Train a new adapter on the chats in ``files``, and on nothing else.
 
     :param on_step: called after each step with its record (a line of ``metrics.jsonl``) and the
         number of all steps.
+    :param keeper: has the state to go on from, if there is one, and is shown each new one.
+    :param low_memory: train one sample at a time, with activation checkpointing, from the start.
     :raises JobError: ``data`` for chats that can't be used, ``training_logic`` for a loss that is
-        not finite.
+        not finite, ``oom`` where even one sample is too much.
     """
     masker = Masker(ChatTemplate(loaded.tokenizer), settings.max_length)
     encoded = [masker.encode(chat) for file in files for chat in file.chats]
@@ -110,49 +127,61 @@ def fit(
         )
     seeds = derived_seeds(settings.seed)
     model = add_adapter(loaded.model, settings, seeds["lora_init"])
-    loop = Loop(model, loaded.device, loaded.tokenizer.pad_token_id, settings)
-    metrics = loop.run(samples, seeds, on_step)
+    memory = Memory(model.get_base_model(), micro_batch_tokens(settings), low_memory)
+    loop = Loop(model, loaded.device, loaded.tokenizer.pad_token_id, settings, memory)
+    try:
+        metrics = loop.run(samples, seeds, on_step, keeper)
+    finally:
+        memory.close()
     return Fitted(
         model=model,
         metrics=metrics,
         effective={
             **loaded.effective,
             "samples_per_step": settings.samples_per_step,
-            "micro_batch_tokens": loop.budget,
+            "micro_batch_tokens": memory.budget,
+            "activation_checkpointing": memory.activation_checkpointing,
             "longest_row": max(len(row.tokens) for s in samples for row in s.rows),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "seeds": seeds,
         },
         cut=[sample.chat.where for sample in encoded if sample.cut and sample.rows],
         dropped=[sample.chat.where for sample in encoded if not sample.rows],
+        notes=memory.notes,
     )
 
 
 class Loop:
     """The optimizer, and how one step is done."""
 
-    def __init__(self, model: Any, device: Device, pad: int, settings: Settings) -> None:
+    def __init__(
+        self, model: Any, device: Device, pad: int, settings: Settings, memory: Memory
+    ) -> None:
         """:param pad: the token that short rows are filled up with."""
-        self.budget = micro_batch_tokens(settings)
         self._model = model
         self._device = device
         self._pad = pad
         self._settings = settings
+        self._memory = memory
         self._keeps_logits = (
             "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
         )
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = list(self._named.values())
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        self._done = 0
+        self._loss_sum, self._token_sum = 0.0, 0
 
     def run(
         self,
         samples: list[Sample],
         seeds: dict[str, int],
         on_step: Callable[[dict[str, Any], int], None],
+        keeper: Keeper | None,
     ) -> dict[str, float]:
-        """Do all steps; returns the metrics of the whole."""
+        """Do all steps that a kept state hasn't behind it; returns the metrics of the whole."""
         settings = self._settings
         total = count_steps(len(samples), settings.samples_per_step, settings.num_train_epochs)
         torch.manual_seed(seeds["dropout"])
@@ -160,47 +189,60 @@ class Loop:
         plan = steps(
             len(samples), settings.samples_per_step, settings.num_train_epochs, seeds["data_order"]
         )
-        loss_sum, token_sum = 0.0, 0
-        for number, step in enumerate(plan):
+        if keeper:
+            self._resume(keeper.resume(total, {n: [*p.shape] for n, p in self._named.items()}))
+        for step in itertools.islice(plan, self._done, None):
             rate = learning_rate(
-                number,
+                self._done,
                 total,
                 settings.learning_rate,
                 settings.warmup_ratio,
                 settings.lr_scheduler_type,
             )
-            record = self._step(number + 1, step, [samples[i] for i in step.samples], rate)
-            loss_sum += record["loss"] * record["trained_tokens"]
-            token_sum += record["trained_tokens"]
+            record = self._step(self._done + 1, step, [samples[i] for i in step.samples], rate)
+            self._done += 1
+            self._loss_sum += record["loss"] * record["trained_tokens"]
+            self._token_sum += record["trained_tokens"]
             on_step(record, total)
+            if keeper:
+                keeper.after_step(self._done, total, self._state)
         self._model.eval()
         return {
-            "train_loss": loss_sum / token_sum,
+            "train_loss": self._loss_sum / self._token_sum,
             "steps": total,
             "samples": len(samples),
-            "train_tokens": token_sum,
+            "train_tokens": self._token_sum,
         }
+
+    def _state(self) -> State:
+        return State(
+            step=self._done,
+            loss_sum=self._loss_sum,
+            token_sum=self._token_sum,
+            memory=self._memory.as_dict(),
+            adapter={name: copied(p) for name, p in self._named.items()},
+            optimizer=optimizer_tensors(self._optimizer),
+            random=random_state(),
+        )
+
+    def _resume(self, state: State | None) -> None:
+        if state is None:
+            return
+        with torch.no_grad():
+            for name, parameter in self._named.items():
+                parameter.copy_(state.adapter[name])
+        set_optimizer_tensors(self._optimizer, state.optimizer)
+        set_random_state(state.random)
+        self._memory.take(state.memory)
+        self._done = state.step
+        self._loss_sum, self._token_sum = state.loss_sum, state.token_sum
 
     def _step(self, number: int, step: Step, samples: list[Sample], rate: float) -> dict[str, Any]:
         """One optimizer step: its loss is the mean over all trained tokens of all its chats."""
         clock = _Clock(self._device)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        rows = [row for sample in samples for row in sample.rows]
-        trained = sum(sample.learned for sample in samples)
-        loss = 0.0
-        for part in micro_batches(rows, self.budget):
-            with clock("data"):
-                tokens, labels = padded(part, self._pad)
-                tokens, labels = tokens.to(self._device.where), labels.to(self._device.where)
-            with clock("forward"):
-                part_loss = self._loss(tokens, labels) / trained
-            value = part_loss.item()
-            if not math.isfinite(value):
-                raise _not_finite("loss", value, number, samples)
-            loss += value
-            with clock("backward"):
-                part_loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._gradients(number, samples, clock)
         with clock("optimizer"):
             limit = self._settings.max_grad_norm or math.inf
             norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit).item()
@@ -215,7 +257,7 @@ class Loop:
             "epoch": round(step.epoch, 4),
             "samples": len(samples),
             "tokens": all_tokens,
-            "trained_tokens": trained,
+            "trained_tokens": sum(sample.learned for sample in samples),
             "loss": loss,
             "learning_rate": rate,
             "grad_norm": norm,
@@ -223,6 +265,47 @@ class Loop:
             "seconds": {name: round(value, 6) for name, value in seconds.items()},
             "peak_memory_bytes": self._device.peak_memory(),
         }
+
+    def _gradients(self, number: int, samples: list[Sample], clock: _Clock) -> float:
+        """The loss of a step, whose gradients are in place then.
+
+        Where memory runs out, what was done of it is undone, and it is done again with less.
+        """
+        rows = [row for sample in samples for row in sample.rows]
+        trained = sum(sample.learned for sample in samples)
+        random = random_state()
+        while True:
+            loss = 0.0
+            part: list[Row] = []
+            try:
+                for part in micro_batches(rows, self._memory.budget):
+                    value = self._backward(part, trained, clock)
+                    if not math.isfinite(value):
+                        raise _not_finite("loss", value, number, samples)
+                    loss += value
+                return loss
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                cause = cause_of(error)
+            # Here the error is gone, and with it its traceback, which held the step's tensors.
+            self._optimizer.zero_grad(set_to_none=True)
+            free()
+            self._memory.reduce(number, len(part), max(len(row.tokens) for row in part), cause)
+            set_random_state(random)
+
+    def _backward(self, part: list[Row], trained: int, clock: _Clock) -> float:
+        """Forward and backward of a micro-batch; its share of the step's loss."""
+        with clock("data"):
+            tokens, labels = padded(part, self._pad)
+            tokens, labels = tokens.to(self._device.where), labels.to(self._device.where)
+        with clock("forward"):
+            loss = self._loss(tokens, labels) / trained
+        value = loss.item()
+        if math.isfinite(value):
+            with clock("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+        return value
 
     def _loss(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Sum of the losses of all trained tokens.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from pathlib import Path
 
@@ -21,16 +23,38 @@ def open_partial(job: Job) -> Path:
     return job.partial
 
 
+def put_back(job: Job) -> None:
+    """Undo what :func:`swap_in` had half done when its process was killed."""
+    if not job.adapter.exists():
+        with contextlib.suppress(FileNotFoundError):
+            _old(job).rename(job.adapter)
+
+
 def swap_in(job: Job) -> list[str]:
-    """Put the written folder in the adapter's place.
+    """Put the written folder, flushed to the disk, in the adapter's place.
 
     :returns: the paths of its files, relative to the project's root, sorted.
     """
-    old = job.adapter.with_name(job.adapter.name + ".old")
+    for path in (*job.partial.rglob("*"), job.partial):
+        _sync(path)
+    old = _old(job)
     shutil.rmtree(old, ignore_errors=True)
     if job.adapter.exists():
         job.adapter.rename(old)
     job.partial.rename(job.adapter)
+    _sync(job.adapter.parent)
     shutil.rmtree(old, ignore_errors=True)
     files = [path for path in job.adapter.rglob("*") if path.is_file()]
     return sorted(f"{job.adapter_dir}/{path.relative_to(job.adapter).as_posix()}" for path in files)
+
+
+def _old(job: Job) -> Path:
+    return job.adapter.with_name(job.adapter.name + ".old")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

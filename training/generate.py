@@ -9,6 +9,10 @@ from typing import Any
 import torch
 import transformers
 
+from training.errors import JobError
+from training.log import say
+from training.memory import cause_of, free, is_out_of_memory
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -29,13 +33,18 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     on_batch: Callable[[int], None] | None = None,
+    notes: list[dict[str, str]] | None = None,
 ) -> list[Answer]:
     """Answers to the prompts, in their order.
 
     Prompts of like length share a batch and are padded on the left. In float32 the answers are
     those of one prompt at a time; in bfloat16 a near tie may fall otherwise.
 
+    Where memory runs out, batches are halved, down to one prompt.
+
     :param on_batch: called after each batch with the number of answers that are there.
+    :param notes: gets what was done about memory that ran out, as warnings.
+    :raises JobError: category ``oom``, where even one prompt is too much.
     """
     ends = _end_tokens(model, tokenizer)
     config = transformers.GenerationConfig(
@@ -47,25 +56,65 @@ def generate(
     answers: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     model.eval()
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        width = max(len(prompts[i]) for i in batch)
-        tokens = torch.full((len(batch), width), tokenizer.pad_token_id)
-        mask = torch.zeros((len(batch), width), dtype=torch.long)
-        for row, i in enumerate(batch):
-            tokens[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-            mask[row, width - len(prompts[i]) :] = 1
-        with torch.inference_mode():
-            written = model.generate(
-                input_ids=tokens.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=config,
-            )[:, width:].tolist()
+    while len(answers) < len(prompts):
+        batch = order[len(answers) : len(answers) + batch_size]
+        try:
+            written = _write(model, [prompts[i] for i in batch], config)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            cause = cause_of(error)
+        else:
+            cause = ""
+        if cause:  # only here is the error gone, and with it what its traceback held
+            free()
+            batch_size = _fewer(len(batch), len(prompts[batch[0]]), cause, notes)
+            continue
         for i, ids in zip(batch, written, strict=True):
             answers[i] = _answer(tokenizer, ids, ends)
         if on_batch:
             on_batch(len(answers))
     return [answers[i] for i in range(len(prompts))]
+
+
+def _write(model: Any, prompts: list[list[int]], config: Any) -> list[list[int]]:
+    """What the model writes after each prompt, in tokens."""
+    width = max(len(prompt) for prompt in prompts)
+    tokens = torch.full((len(prompts), width), config.pad_token_id)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    with torch.inference_mode():
+        written = model.generate(
+            input_ids=tokens.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+        )
+    answers: list[list[int]] = written[:, width:].tolist()
+    return answers
+
+
+def _fewer(size: int, tokens: int, cause: str, notes: list[dict[str, str]] | None) -> int:
+    """The size of a batch after memory ran out on one of ``size`` prompts."""
+    if size == 1:
+        raise JobError(
+            "oom",
+            f"The memory did not suffice for the answer to a single prompt of {tokens} tokens.",
+            "Lower max_new_tokens, set use_qlora, or end what else holds memory on the GPU.",
+            cause,
+        )
+    note = {
+        "category": "oom",
+        "symptom": f"Memory ran out while evaluating: {size // 2} answers are written together"
+        f" since ({size} before).",
+        "cause": cause,
+        "action": f"To start like this, set eval_batch_size to {size // 2}.",
+    }
+    say(f"warning: {note['symptom']} ({cause})")
+    if notes is not None:
+        notes.append(note)
+    return size // 2
 
 
 def _answer(tokenizer: Any, ids: list[int], ends: set[int]) -> Answer:

@@ -26,6 +26,22 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointRule:
+    """When checkpoints are written, and which are kept."""
+
+    folder: str = ""
+    """Where they are, relative to ``project_root``; empty for none."""
+    steps: int = 0
+    """One after each so many optimizer steps; 0 for none by steps."""
+    minutes: float = 5
+    """One at the first step after so many minutes without one; 0 for none by time."""
+    keep: int = 2
+    """How many of the newest are kept."""
+    fresh: bool = False
+    """Go on from none but those that this run has written."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
     """One stage to train and evaluate, or to evaluate again."""
 
@@ -46,7 +62,11 @@ class Job:
     run: str
     """Name of the run that the job is part of, for the model card."""
     provenance: dict[str, Any]
-    """What the controller knows of the inputs, for the model card alone."""
+    """What the controller knows of the inputs: for the model card, and, with its
+    ``fingerprint``, to tell whose a checkpoint is."""
+    checkpoints: CheckpointRule
+    low_memory: bool
+    """Train one sample at a time, with activation checkpointing, from the start."""
 
     @property
     def adapter(self) -> Path:
@@ -75,6 +95,8 @@ class _Raw:
     mode: str = "train"
     evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    checkpoints: dict[str, Any] = dataclasses.field(default_factory=dict)
+    low_memory: bool = False
 
 
 def read_job_file(path: Path) -> dict[str, Any]:
@@ -121,6 +143,12 @@ def parse_job(values: dict[str, Any]) -> Job:
     for name in ("max_new_tokens", "eval_batch_size"):
         if getattr(evaluation, name) < 1:
             raise JobError("ops", f"evaluation.{name} must be 1 or more.", f"Correct {name}.")
+    checkpoints = build(CheckpointRule, raw.checkpoints, "checkpoints")
+    for name, least in (("steps", 0), ("minutes", 0), ("keep", 1)):
+        if not getattr(checkpoints, name) >= least:
+            raise JobError(
+                "ops", f"checkpoints.{name} must be {least} or more.", f"Correct {name}."
+            )
     return Job(
         stage=raw.stage,
         project_root=Path(raw.project_root),
@@ -132,4 +160,6 @@ def parse_job(values: dict[str, Any]) -> Job:
         evaluation=evaluation,
         run=raw.run,
         provenance=raw.provenance,
+        checkpoints=checkpoints,
+        low_memory=raw.low_memory,
     )

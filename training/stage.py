@@ -16,13 +16,15 @@ from training.card import write_card
 from training.chats import ChatFile
 from training.errors import JobError
 from training.evaluate import Evaluated, evaluate, read_benchmarks
-from training.fit import Fitted, Loaded, fit, load, read_training
-from training.folder import open_partial, swap_in
+from training.fit import Loaded, load, read_training
+from training.folder import open_partial, put_back, swap_in
 from training.job import Job
+from training.log import say
 from training.model import load_adapter, save_adapter
 from training.progress import Progress
 from training.report import write_reports
 from training.scores import Expected
+from training.train import train
 
 
 def run(job: Job, progress: Progress) -> dict[str, Any]:
@@ -36,6 +38,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     progress("load")
     with _timed("load", seconds):
+        put_back(job)
         if job.mode == "evaluate" and not job.adapter.is_dir():
             raise JobError(
                 "data", f"There is no adapter at {job.adapter}.", "Train the stage first."
@@ -44,27 +47,27 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
         benchmarks = read_benchmarks(job.project_root, job.evaluate)
         loaded = load(job.settings, job.project_root)
     folder = open_partial(job)
-    notes: list[dict[str, str]] = []
+    trained = None
     metrics: dict[str, Any]
     with _timed("train", seconds):
         if job.mode == "train":
-            fitted = _train(job, loaded, training, folder, progress)
-            model, effective, metrics = fitted.model, fitted.effective, {**fitted.metrics}
-            notes = _warnings(fitted, job)
-            for warning in notes:
-                print(f"warning: {warning['symptom']} {warning['action']}", flush=True)
+            trained = train(job, loaded, training, folder, progress)
+            model, effective, metrics = trained.model, trained.effective, trained.metrics
         else:
             model, effective = load_adapter(loaded.model, job.adapter), loaded.effective
             metrics = _metrics_of(folder)
+    notes = trained.notes if trained else []
     scored = None
     with _timed("evaluate", seconds):
         if benchmarks[0]:
             scored = _evaluate(job, model, loaded, benchmarks, progress)
             metrics["scores"] = scored.scores
+            notes += scored.notes
     progress("save")
     data = {file.path: file.digest for file in (*training, *benchmarks[0])}
     with _timed("save", seconds):
-        if job.mode == "train":
+        if trained:
+            trained.log.finish()
             save_adapter(model, folder)
         if scored:
             facts = {
@@ -78,32 +81,16 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
         "status": "done",
         "metrics": metrics,
         "effective": effective,
+        "resumed_from": ([0] + effective.get("resumed_from", []))[-1],
         "data": data,
         "outputs": outputs,
         "accelerator": loaded.device.accelerator,
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "warnings": notes,
+        "seconds": {
+            **{name: round(value, 3) for name, value in seconds.items()},
+            "checkpoints": round(trained.checkpoint_seconds, 3) if trained else 0.0,
+        },
+        "warnings": notes + (trained.checkpoint_notes if trained else []),
     }
-
-
-def _train(
-    job: Job, loaded: Loaded, files: list[ChatFile], folder: Path, progress: Progress
-) -> Fitted:
-    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as log:
-
-        def on_step(record: dict[str, Any], steps: int) -> None:
-            log.write(json.dumps(record) + "\n")
-            log.flush()
-            names = ("step", "epoch", "loss", "learning_rate", "tokens_per_second")
-            progress("train", steps=steps, **{name: record[name] for name in names})
-            print(
-                f"step {record['step']}/{steps}  epoch {record['epoch']:.2f}"
-                f"  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}"
-                f"  {record['tokens_per_second']:.0f} tokens/s",
-                flush=True,
-            )
-
-        return fit(loaded, job.settings, files, on_step)
 
 
 def _evaluate(
@@ -115,33 +102,14 @@ def _evaluate(
 ) -> Evaluated:
     def on_answers(done: int, of: int) -> None:
         progress("evaluate", done=done, of=of)
-        print(f"answers {done}/{of}", flush=True)
+        say(f"answers {done}/{of}")
 
     on_answers(0, len(benchmarks[1]))
     result = evaluate(model, loaded.tokenizer, benchmarks, job.evaluation, on_answers)
     for name, score in result.scores.items():
         value = f"{score['count']}" if "count" in score else f"{score['value']:.3f}"
-        print(f"{name} {value} (n = {score['n']})", flush=True)
+        say(f"{name} {value} (n = {score['n']})")
     return result
-
-
-def _warnings(fitted: Fitted, job: Job) -> list[dict[str, str]]:
-    limit = job.settings.max_length
-    found = (
-        (fitted.cut, f"were cut at max_length {limit}", "Their last turns were not learned."),
-        (fitted.dropped, "were left out", f"No answer in them begins within max_length {limit}."),
-    )
-    return [
-        {
-            "symptom": f"{len(places)} chats {what}: {', '.join(places[:5])}"
-            + (" and more." if len(places) > 5 else "."),
-            "cause": why,
-            "action": "Raise max_length, or shorten these chats.",
-            "category": "data",
-        }
-        for places, what, why in found
-        if places
-    ]
 
 
 def _metrics_of(folder: Path) -> dict[str, Any]:
@@ -162,4 +130,4 @@ def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
     started = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - started
-    print(f"{name}: {seconds[name]:.1f} s", flush=True)
+    say(f"{name}: {seconds[name]:.1f} s")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
@@ -66,6 +68,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
     def __init__(self) -> None:
         super().__init__()
         self._title = ""
+        self._interrupted = False
         # Into a pipe, lines would otherwise arrive when the task ends: a log of a CI job must
         # show them as they come.
         with contextlib.suppress(AttributeError, io.UnsupportedOperation):
@@ -76,6 +79,28 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
         """Whether everything is shown as Ansible shows it."""
         return bool(self._display.verbosity)
 
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        """Remember a Ctrl-C: Ansible's handler of it is in place by now."""
+        super().v2_playbook_on_start(playbook)
+        before = signal.getsignal(signal.SIGINT)
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self._interrupted = True
+            if callable(before):
+                before(number, frame)
+
+        if callable(before):
+            signal.signal(signal.SIGINT, handle)
+
+    def _heed_interrupt(self) -> None:
+        """End a run whose Ctrl-C got lost, before its next step.
+
+        It is an exception, and Python drops one that comes up in a finalizer or in a weak
+        reference's callback: the run would go on, and begin to train.
+        """
+        if self._interrupted:
+            raise KeyboardInterrupt
+
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Plays are shown by the names of their steps."""
         if self._plain:
@@ -85,6 +110,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         """The banner of a step, at once: its live lines come below it."""
+        self._heed_interrupt()
         if self._plain:
             super().v2_playbook_on_task_start(task, is_conditional)
 

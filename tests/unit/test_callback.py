@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -224,3 +227,33 @@ def test_what_was_skipped_is_not_shown(screen):
     screen.v2_runner_item_on_skipped(result())
     screen.v2_playbook_on_include(result())
     assert screen._display.lines == []
+
+
+# Ctrl-C
+
+
+def test_a_ctrl_c_that_python_drops_ends_the_run_before_its_next_step(monkeypatch):
+    """It came in a finalizer inside Ansible's logging, once, and the run went on to train."""
+    plugin = callback.CallbackModule()
+    plugin._display = SimpleNamespace(verbosity=0)
+    monkeypatch.setattr(callback.Default, "v2_playbook_on_start", lambda *_: None)
+    before = signal.getsignal(signal.SIGINT)
+
+    class Dropped:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):  # the handler runs at one of these turns
+                pass
+
+    ignored: list[Any] = []
+    hook, sys.unraisablehook = sys.unraisablehook, ignored.append
+    try:
+        plugin.v2_playbook_on_start(None)
+        plugin.v2_playbook_on_task_start(None, False)
+        Dropped()
+        with pytest.raises(KeyboardInterrupt):
+            plugin.v2_playbook_on_task_start(None, False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = hook
+    assert [one.exc_type for one in ignored] == [KeyboardInterrupt]

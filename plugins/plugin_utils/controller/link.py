@@ -9,6 +9,13 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure
 
 from .action import GaveUpError
+from .progress import duration
+
+
+def _clock() -> float:
+    """Seconds that pass while a laptop sleeps as well, where the system counts them (Linux)."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 class Link:
@@ -44,6 +51,7 @@ class Link:
         """``attempt()``, again and again while the connection is broken."""
         broken_since = 0.0
         pause = 1.0
+        began = _clock()
         while True:
             try:
                 answer = attempt()
@@ -64,9 +72,10 @@ class Link:
                 self._reset()
                 continue
             if broken_since:
-                away = time.monotonic() - broken_since
+                away = _clock() - began
                 self.cuts.append({"seconds": round(away, 1)})
-                self._say(f"  Connected again after {away:.0f} s.")
+                gone = f"{away:.0f} s" if away < 120 else duration(away)
+                self._say(f"  Connected again after {gone}.")
             return answer
 
     def command(self, line: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.unit.training.conftest import chat, write_chats
-from training import report, stage
+from training import report, train
 from training.__main__ import main
 
 FILES = (
@@ -51,7 +51,7 @@ def test_train_then_evaluate_again(run: Any, make_job: Any, project: Path) -> No
     assert not folder.with_name("adapter_style.partial").exists()
     assert set(result["data"]) == {"data/train.jsonl", "data/bench.jsonl"}
     assert result["accelerator"].partition(":")[0] in ("cpu", "cuda")
-    assert set(result["seconds"]) == {"load", "train", "evaluate", "save"}
+    assert set(result["seconds"]) == {"load", "train", "evaluate", "save", "checkpoints"}
     assert result["metrics"]["steps"] == 6  # ten chats, four a step, two epochs
     assert result["metrics"]["samples"] == 10
     scores = result["metrics"]["scores"]
@@ -163,7 +163,7 @@ def test_what_comes_from_outside_is_a_sentence(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(stage, "fit", fail)
+    monkeypatch.setattr(train, "fit", fail)
     status, result, log = run(make_job())
     assert status == 1
     assert result["status"] == "failed"
@@ -175,7 +175,7 @@ def test_what_comes_from_outside_is_a_sentence(
 def test_a_defect_of_ours_keeps_its_traceback(
     run: Any, make_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "fit", lambda *_: 1 / 0)
+    monkeypatch.setattr(train, "fit", lambda *_: 1 / 0)
     status, result, log = run(make_job())
     assert status == 1
     assert "Traceback" in log
