@@ -29,6 +29,7 @@ class Zygote:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
     def train(self, order: dict[str, str], meanwhile: Callable[[int], None] | None = None) -> int:
