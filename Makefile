@@ -31,7 +31,7 @@ test: setup lint ## run the linters, then every test
 	@$(PYTHON) -m pytest
 
 faults: setup ## break everything around a stage, and see it end in the right state
-	@$(PYTHON) -m pytest -m 'not bare' tests/integration/faults
+	@$(PYTHON) -m pytest -m 'not bare' --numprocesses 2 tests/integration/faults
 
 test-bare: setup ## as root: from a bare machine (debootstrap) to a trained stage
 	@$(PYTHON) -m pytest -m bare tests/bare

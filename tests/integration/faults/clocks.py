@@ -10,7 +10,8 @@ import pytest
 
 from tests.integration.faults.lab import Lab
 from tests.integration.faults.rows import Scenario
-from tests.integration.sites import finish, until
+from tests.integration.faults.waits import until
+from tests.integration.sites import finish
 
 LIBRARIES = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 

@@ -6,7 +6,8 @@ import signal
 
 from tests.integration.faults.lab import Lab, shown_until
 from tests.integration.faults.rows import Scenario
-from tests.integration.sites import finish, until
+from tests.integration.faults.waits import until
+from tests.integration.sites import finish
 
 
 def at(step: str) -> Scenario:

@@ -15,7 +15,8 @@ from typing import Any
 
 from remote_train import live
 from tests.integration.faults import processes
-from tests.integration.sites import Site, until
+from tests.integration.faults.waits import until
+from tests.integration.sites import Site
 
 PROGRAM = Path(__file__).with_name("zygote.py")
 
@@ -29,7 +30,7 @@ class Zygote:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_THREAD_LIMIT": "1"},
         )
 
     def train(self, order: dict[str, str], meanwhile: Callable[[int], None] | None = None) -> int:

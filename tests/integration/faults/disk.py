@@ -11,7 +11,11 @@ import pytest
 
 from tests.integration.faults.hooks.fill import fill
 from tests.integration.faults.lab import Lab
-from tests.integration.sites import Site, finish, until
+from tests.integration.faults.waits import until
+from tests.integration.sites import Site, finish
+
+SMALL = {"gpu_gate_min_disk_gib": 0}
+"""The gate would have a gigabyte free."""
 
 
 def small(lab: Lab, site: Site, megabytes: int) -> Path:
@@ -26,7 +30,7 @@ def small(lab: Lab, site: Site, megabytes: int) -> Path:
 
 def at_the_start(lab: Lab) -> None:
     """Full before anything begins: said, nothing half; room is made, and it trains."""
-    site = lab.stub()
+    site = lab.stub(**SMALL)
     filler = small(lab, site, 8) / "filler"
     fill(filler)
     outcome = site.run()
@@ -48,7 +52,7 @@ echo style at 0.0001 > outputs/adapter/adapter_style/adapter_model.safetensors
 
 def while_logging(lab: Lab) -> None:
     """The log fills the disk: the heartbeat can't be written, and all ends well when it can."""
-    site = lab.stub(stage_command=["sh", "-c", _LOGS])
+    site = lab.stub(**SMALL, stage_command=["sh", "-c", _LOGS])
     host = small(lab, site, 16)
     (host / "filler").write_bytes(b"x" * (4 << 20))
     hold = site.hold("style")
@@ -74,7 +78,7 @@ touch ../../full
 
 def while_the_marker_is_written(lab: Lab) -> None:
     """Full when the stage's command ends: the marker is tried until there is room."""
-    site = lab.stub(stage_command=["sh", "-c", _ENDS_FULL])
+    site = lab.stub(**SMALL, stage_command=["sh", "-c", _ENDS_FULL])
     host = small(lab, site, 16)
     process = lab.start(site)
     until((site.folder / "full").exists, "the full disk")
@@ -88,7 +92,7 @@ def while_the_marker_is_written(lab: Lab) -> None:
 
 def while_checkpointing(lab: Lab) -> None:
     """Full before a checkpoint: nothing half counts, and with room again the bytes are right."""
-    site = lab.real()
+    site = lab.real(**SMALL)
     host = small(lab, site, 64)
     lab.faults(site, {"id": "full", "step": 4, "do": "fill", "path": str(host / "filler")})
     first = lab.start(site)

@@ -17,7 +17,8 @@ import sshd_host
 from remote_train import live, markers
 from tests.integration.faults import processes
 from tests.integration.faults.proxy import Link
-from tests.integration.sites import PROJECT, Outcome, Site, finish, until
+from tests.integration.faults.waits import until
+from tests.integration.sites import PROJECT, Outcome, Site, finish
 
 if TYPE_CHECKING:
     from tests.integration.conftest import GpuHost
@@ -216,9 +217,9 @@ class Lab:
         """What the host says of the stage now."""
         return live.read_json(live.path(str(site.root), "status.json"))
 
-    def ended(self, site: Site, seconds: float = 60) -> dict[str, Any]:
+    def ended(self, site: Site) -> dict[str, Any]:
         """Wait until the stage has ended; the status."""
-        until(lambda: self.status(site).get("state") in live.ENDED, "the stage's end", seconds)
+        until(lambda: self.status(site).get("state") in live.ENDED, "the stage's end")
         return self.status(site)
 
     def held_at(self, site: Site, name: str = "hold.real") -> Path:
@@ -274,7 +275,7 @@ class Lab:
             assert half == [], "half files are left"
         checkpoints = site.sync / "checkpoints"
         assert list(checkpoints.rglob("step_*")) == [], "checkpoints are left of a stage that ended"
-        until(lambda: not self.left(site), f"the end of {self.left(site)}", 15)
+        until(lambda: not self.left(site), f"the end of {self.left(site)}")
         assert not live.is_held(str(site.root))
 
     def marker(self, site: Site) -> dict[str, Any]:

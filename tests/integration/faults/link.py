@@ -13,7 +13,8 @@ import sshd_host
 from tests.integration.faults.lab import Lab, shown_until
 from tests.integration.faults.proxy import Link
 from tests.integration.faults.rows import Scenario
-from tests.integration.sites import Outcome, Site, finish, until
+from tests.integration.faults.waits import until
+from tests.integration.sites import Outcome, Site, finish
 
 
 def before_the_start(lab: Lab) -> None:

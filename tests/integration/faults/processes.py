@@ -49,13 +49,17 @@ def kill_tree(pid: int) -> None:
 
 
 def of(text: str) -> dict[int, str]:
-    """The processes whose command line or working folder holds ``text``, but not this one.
+    """The processes whose command line or working folder holds ``text``.
 
-    The master of ssh connections, which stays for a minute on purpose, is none.
+    This one is none of them, and neither is what it was started by. The master of ssh
+    connections, which stays for a minute on purpose, is none.
     """
-    found = {}
+    found, ours, parent = {}, set(), os.getpid()
+    while parent:
+        ours.add(parent)
+        parent = int((state(parent) or ["", "0"])[1])
     for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid() or not lives(int(name)):
+        if not name.isdigit() or int(name) in ours or not lives(int(name)):
             continue
         with contextlib.suppress(OSError):
             line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ")

@@ -178,14 +178,14 @@ FAULTS = [
         "link: in the sync",
         "reset, stub",
         AGAIN,
-        link.in_the_step("Bring code and data to the host"),
+        link.in_the_step("Sync the training project"),
     ),
     Fault(
         "link-provision",
         "link: in the provisioning",
         "reset, stub",
         AGAIN,
-        link.in_the_step("Provision"),
+        link.in_the_step("Make the host ready"),
     ),
     Fault(
         "link-collect",
@@ -217,15 +217,11 @@ FAULTS = [
         root=True,
     ),
     Fault(
-        "lock-stale", "lock: its process is dead", "KILL to all, stub", OVER, locks.stale, fast=True
-    ),
-    Fault(
-        "lock-stale-said",
+        "lock-stale",
         "lock: its process is dead",
         "KILL to all, stub",
-        "the dead process is named",
-        locks.stale_said,
-        pending="needs s2/s3",
+        f"{OVER}; said",
+        locks.stale,
     ),
     Fault(
         "lock-alive",
@@ -255,7 +251,6 @@ FAULTS = [
         "record rewritten, stub",
         "taken over, and that is said",
         locks.earlier_boot,
-        pending="needs s2/s3",
     ),
     Fault(
         "lock-of-a-stranger",
@@ -272,12 +267,19 @@ FAULTS = [
         locks.lock_is_a_folder,
     ),
     Fault(
+        "trainer-kill-at-7",
+        "training: step 7, the last checkpoint is of step 6",
+        "KILL, direct",
+        BYTES,
+        trainer.killed_once,
+        fast=True,
+    ),
+    Fault(
         "trainer-term",
         "training: random steps, 9 seeds",
         "TERM, direct",
         BYTES,
         trainer.killed_at_random(signal.SIGTERM, range(0, 9)),
-        pending="needs s1",
     ),
     Fault(
         "trainer-kill",
@@ -285,7 +287,6 @@ FAULTS = [
         "KILL, direct",
         BYTES,
         trainer.killed_at_random(signal.SIGKILL, range(9, 18)),
-        pending="needs s1",
     ),
     Fault(
         "trainer-segv",
@@ -293,7 +294,6 @@ FAULTS = [
         "SEGV, direct",
         BYTES,
         trainer.killed_at_random(signal.SIGSEGV, range(18, 27)),
-        pending="needs s1",
     ),
     Fault(
         "trainer-seed-43",
@@ -308,7 +308,6 @@ FAULTS = [
         "KILL, direct",
         "no step is trained again",
         trainer.while_evaluating,
-        pending="needs s1",
     ),
     Fault(
         "run-trainer-term",
@@ -316,7 +315,6 @@ FAULTS = [
         "TERM, real",
         BYTES,
         trainer.through_the_playbook("SIGTERM"),
-        pending="needs s1, s2",
     ),
     Fault(
         "run-trainer-kill",
@@ -324,7 +322,6 @@ FAULTS = [
         "KILL, real",
         BYTES,
         trainer.through_the_playbook("SIGKILL"),
-        pending="needs s1, s2",
     ),
     Fault(
         "run-trainer-segv",
@@ -332,7 +329,6 @@ FAULTS = [
         "SEGV, real",
         BYTES,
         trainer.through_the_playbook("SIGSEGV"),
-        pending="needs s1, s2",
     ),
     Fault(
         "run-trainer-nan",
@@ -340,7 +336,6 @@ FAULTS = [
         "weights not finite, real",
         "stops, no new attempt; then the right bytes",
         trainer.loss_not_finite,
-        pending="needs s1, s2",
     ),
     Fault(
         "run-stop",
@@ -348,7 +343,6 @@ FAULTS = [
         "playbooks/stop.yml, real",
         f"a checkpoint first; later {BYTES}",
         trainer.stopped_cleanly,
-        pending="needs s1, s2",
     ),
     Fault(
         "run-stop-force",
@@ -385,7 +379,6 @@ FAULTS = [
         "KILL, real",
         "the training ends by itself, its marker is written",
         trainer.supervisor_killed_real,
-        pending="needs s1, s2",
     ),
     Fault(
         "supervisor-and-training",
@@ -393,7 +386,6 @@ FAULTS = [
         "KILL to both, real",
         BYTES,
         trainer.all_killed_real,
-        pending="needs s1, s2",
     ),
     Fault(
         "supervisor-hung",
@@ -410,12 +402,25 @@ FAULTS = [
         trainer.hung_training,
     ),
     Fault(
+        "worker-left",
+        "worker: it waits for a stage, the controller is dead",
+        "KILL at collect, real",
+        "it ends after worker_idle_timeout, nothing trained again",
+        trainer.waiting_worker_left,
+    ),
+    Fault(
+        "worker-killed",
+        "worker: it waits for a stage",
+        "KILL, real",
+        "its supervisor sees to it, nothing trained again",
+        trainer.waiting_worker_killed,
+    ),
+    Fault(
         "checkpoint-truncated",
         "checkpoint: one of its files",
         "truncated, direct",
         "the one before it is taken, said; right bytes",
         trainer.checkpoint("truncated"),
-        pending="needs s1",
     ),
     Fault(
         "checkpoint-emptied",
@@ -423,7 +428,6 @@ FAULTS = [
         "emptied, direct",
         "the one before it is taken, said; right bytes",
         trainer.checkpoint("emptied"),
-        pending="needs s1",
     ),
     Fault(
         "checkpoint-flipped",
@@ -431,7 +435,6 @@ FAULTS = [
         "flipped, direct",
         "the one before it is taken, said; right bytes",
         trainer.checkpoint("flipped"),
-        pending="needs s1",
     ),
     Fault(
         "checkpoint-folder",
@@ -439,7 +442,6 @@ FAULTS = [
         "a folder in its place, direct",
         "the one before it is taken, said; right bytes",
         trainer.checkpoint("a folder in its place"),
-        pending="needs s1",
     ),
     Fault(
         "checkpoint-all",
@@ -447,7 +449,6 @@ FAULTS = [
         "emptied, direct",
         "from the start, to the right bytes",
         trainer.every_checkpoint,
-        pending="needs s1",
     ),
     Fault(
         "checkpoint-half",
@@ -455,7 +456,6 @@ FAULTS = [
         "a folder without digests, direct",
         "passed over, right bytes",
         trainer.half_checkpoint,
-        pending="needs s1",
     ),
     Fault(
         "checkpoint-foreign",
@@ -463,7 +463,6 @@ FAULTS = [
         "trained before, direct",
         "passed over, right bytes",
         trainer.foreign_checkpoint,
-        pending="needs s1",
     ),
     Fault(
         "memory-step-5",
@@ -471,7 +470,6 @@ FAULTS = [
         "out of memory, direct",
         "step undone whole, budget halved, equal bytes",
         memory.wherever_in_the_step,
-        pending="needs s1",
     ),
     Fault(
         "memory-step-1",
@@ -479,7 +477,6 @@ FAULTS = [
         "out of memory, direct",
         "step undone, budget halved",
         memory.in_the_first_step,
-        pending="needs s1",
     ),
     Fault(
         "memory-then-killed",
@@ -487,7 +484,6 @@ FAULTS = [
         "out of memory, direct",
         "the budget is in the checkpoint, equal bytes",
         memory.then_killed,
-        pending="needs s1",
     ),
     Fault(
         "memory-one-sample",
@@ -495,7 +491,6 @@ FAULTS = [
         "out of memory, direct",
         "one sample at a time, samples a step the same",
         memory.down_to_one_sample,
-        pending="needs s1",
     ),
     Fault(
         "memory-too-small",
@@ -503,7 +498,6 @@ FAULTS = [
         "out of memory, direct",
         "a clear end with the settings to try",
         memory.too_small_at_all,
-        pending="needs s1",
     ),
     Fault(
         "memory-low-memory",
@@ -511,7 +505,6 @@ FAULTS = [
         "a setting, direct",
         "starts with one sample",
         memory.low_memory,
-        pending="needs s1",
     ),
     Fault(
         "run-memory",
@@ -519,7 +512,6 @@ FAULTS = [
         "out of memory, real",
         "done in one go; in log, marker and issues",
         memory.through_the_playbook,
-        pending="needs s1",
     ),
     Fault(
         "disk-at-the-start",
@@ -553,7 +545,6 @@ FAULTS = [
         "with room the right bytes",
         disk.while_checkpointing,
         root=True,
-        pending="needs s1",
     ),
     Fault(
         "marker-truncated",
@@ -597,7 +588,6 @@ FAULTS = [
         "truncated, stub",
         "trained again, the right bytes",
         files.adapter("truncated"),
-        fast=True,
     ),
     Fault(
         "adapter-emptied",

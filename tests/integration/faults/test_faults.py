@@ -20,7 +20,7 @@ from tests.integration.faults.table import FAULTS
 
 
 def _row(fault: Fault) -> Any:
-    marks = [pytest.mark.ssh]
+    marks = [pytest.mark.ssh, pytest.mark.timeout(900)]
     if not fault.fast:
         marks.append(pytest.mark.whole)
     if fault.root:

@@ -12,7 +12,8 @@ from tests.integration.faults.direct import Project
 from tests.integration.faults.files import DAMAGES
 from tests.integration.faults.lab import Lab
 from tests.integration.faults.rows import Scenario
-from tests.integration.sites import Site, finish, until
+from tests.integration.faults.waits import until
+from tests.integration.sites import Site, finish
 
 STEPS = 16
 """Steps of an undisturbed training: eight chats, four a step, eight times."""
@@ -43,8 +44,8 @@ def killed_at_random(number: int, seeds: range) -> Scenario:
     return act
 
 
-def plain_process(lab: Lab) -> None:
-    """Killed as a process of its own, ``python -m training``, and run again in the fork."""
+def killed_once(lab: Lab) -> None:
+    """Killed after a step that has no checkpoint: on from the one before, to the same bytes."""
     project = project_of(lab)
     status = project.train_until(7, signal.SIGKILL)
     assert status == -signal.SIGKILL
@@ -276,7 +277,8 @@ def stopped_cleanly(lab: Lab) -> None:
     process = lab.start(site)
     until(lambda: lab.happened(site, "hold"), "step 8")
     stopping = lab.start(site, playbook="playbooks/stop.yml")
-    time.sleep(3)
+    until((site.sync / "live/stop.json").exists, "the request to stop")
+    time.sleep(1)  # the signal comes right after it
     hold.unlink()
     stopped = finish(stopping)
     assert stopped.status == 0, stopped.output
@@ -322,3 +324,23 @@ def swap_of_the_adapter(lab: Lab) -> None:
     half.mkdir()
     (half / "adapter_config.json").write_text("{}", encoding="utf-8")
     lab.settle(site, trained=None, adapter=lab.right())
+
+
+def waiting_worker_left(lab: Lab) -> None:
+    """The controller ends before it has collected: the worker waits its time, and ends."""
+    site = lab.real(worker_idle_timeout=3)
+    lab.killed_at(site, "collect:start")
+    until(lambda: not lab.left(site), "the end of the worker that nobody needs")
+    lab.settle(site, trained=None, adapter=lab.right())
+    assert len(list((site.root / "outputs/logs").glob("train_style_*.log"))) == 1
+
+
+def waiting_worker_killed(lab: Lab) -> None:
+    """The worker is killed while it waits for the next stage: nothing is trained again."""
+    site = lab.real(worker_idle_timeout=60)
+    lab.killed_at(site, "collect:start")
+    worker = [pid for pid, line in lab.left(site).items() if "training --serve" in line]
+    assert worker, lab.left(site)
+    processes.kill(*worker)
+    lab.settle(site, trained=None, adapter=lab.right())
+    assert len(list((site.root / "outputs/logs").glob("train_style_*.log"))) == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 if "training" in getattr(sys, "orig_argv", []):
     # So small a model is slower on two threads, and far slower beside anything else.
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_THREAD_LIMIT"] = "1"
     import trainer_faults
 
     trainer_faults.install(Path(sys.prefix))
