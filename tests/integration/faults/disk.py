@@ -15,7 +15,7 @@ from tests.integration.faults.waits import until
 from tests.integration.sites import Site, finish
 
 SMALL = {"gpu_gate_min_disk_gib": 0}
-"""The gate would have a gigabyte free; of 16 MiB it says that nothing works at all."""
+"""The gate would have a gigabyte free; the sync keeps 64 MiB free."""
 
 
 def small(lab: Lab, site: Site, megabytes: int) -> Path:
@@ -31,7 +31,7 @@ def small(lab: Lab, site: Site, megabytes: int) -> Path:
 def at_the_start(lab: Lab) -> None:
     """Full before anything begins: said, nothing half; room is made, and it trains."""
     site = lab.stub(**SMALL)
-    filler = small(lab, site, 64) / "filler"
+    filler = small(lab, site, 256) / "filler"
     fill(filler)
     outcome = site.run()
     assert outcome.status != 0, outcome.output
@@ -42,7 +42,7 @@ def at_the_start(lab: Lab) -> None:
 
 _LOGS = """
 echo style >> ../../trace
-yes 'a line of the log' | head -c 80000000
+yes 'a line of the log' | head -c 300000000
 touch ../../logged
 while [ -e ../../hold.style ]; do sleep 0.05; done
 mkdir -p outputs/adapter/adapter_style
@@ -53,8 +53,8 @@ echo style at 0.0001 > outputs/adapter/adapter_style/adapter_model.safetensors
 def while_logging(lab: Lab) -> None:
     """The log fills the disk: the heartbeat can't be written, and all ends well when it can."""
     site = lab.stub(**SMALL, stage_command=["sh", "-c", _LOGS])
-    host = small(lab, site, 64)
-    (host / "filler").write_bytes(b"x" * (32 << 20))
+    host = small(lab, site, 256)
+    (host / "filler").write_bytes(b"x" * (128 << 20))
     hold = site.hold("style")
     process = lab.start(site)
     until((site.folder / "logged").exists, "the full disk")
@@ -71,7 +71,7 @@ _ENDS_FULL = """
 echo style >> ../../trace
 mkdir -p outputs/adapter/adapter_style
 echo style at 0.0001 > outputs/adapter/adapter_style/adapter_model.safetensors
-head -c 100000000 /dev/zero > ../filler 2>/dev/null
+head -c 300000000 /dev/zero > ../filler 2>/dev/null
 touch ../../full
 """
 
@@ -79,7 +79,7 @@ touch ../../full
 def while_the_marker_is_written(lab: Lab) -> None:
     """Full when the stage's command ends: the marker is tried until there is room."""
     site = lab.stub(**SMALL, stage_command=["sh", "-c", _ENDS_FULL])
-    host = small(lab, site, 64)
+    host = small(lab, site, 256)
     process = lab.start(site)
     until((site.folder / "full").exists, "the full disk")
     time.sleep(4)
@@ -93,7 +93,7 @@ def while_the_marker_is_written(lab: Lab) -> None:
 def while_checkpointing(lab: Lab) -> None:
     """Full before a checkpoint: nothing half counts, and with room again the bytes are right."""
     site = lab.real(**SMALL)
-    host = small(lab, site, 128)
+    host = small(lab, site, 256)
     lab.faults(site, {"id": "full", "step": 4, "do": "fill", "path": str(host / "filler")})
     first = lab.start(site)
     until((host / "filler").exists, "the full disk")

@@ -536,7 +536,6 @@ FAULTS = [
         "the marker waits for room, done",
         disk.while_the_marker_is_written,
         root=True,
-        fast=True,
     ),
     Fault(
         "disk-checkpoint",
