@@ -186,7 +186,7 @@ def _works(status: Mapping[str, Any]) -> bool:
 
 
 def _left_over(root: str) -> TrainError:
-    left = ", ".join(live.lock_holders(root)) or "a process of another user"
+    left = ", ".join(live.holders(path(root, "lock"))) or "a process of another user"
     return TrainError(
         f"Provisioning was ended, and something that it started is still running: {left}.",
         "Give the same command again when that has ended, or end it on the host: it holds "
