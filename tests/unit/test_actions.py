@@ -148,7 +148,7 @@ def test_a_cut_in_a_sync_is_a_failure_that_can_be_rescued(tmp_path, monkeypatch)
 
 def collecting(tmp_path: Path, call: Any, **attributes: Any) -> Any:
     arguments = {
-        "request": {"project_root": "/srv/tutor"},
+        "request": {"project_root": "/srv/tutor", "report_language": "en"},
         "run": RUN,
         "dest": str(tmp_path),
         "controller": CONTROLLER,

@@ -103,7 +103,7 @@ def sign_test(better: int, worse: int) -> float:
     if not n or fewer * 2 == n:
         return 1.0
     # Integers all the way: 0.5**n is 0 for a large benchmark.
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / (1 << n))
 
 
 def values_of(scores: Facts) -> dict[str, Value]:

@@ -10,14 +10,12 @@ import os
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from remote_train import runs
 from remote_train.atomic import write_text
 
 from . import sections
 from .read import Run, read_run
 from .words import Words
-
-NAME = "report.html"
-"""The page's name, in the run's folder at home."""
 
 _HERE = os.path.dirname(__file__)
 
@@ -31,7 +29,7 @@ def write_page(home: str, run: str, language: str) -> str:
     :raises OSError: where files can't be read or written.
     """
     found = read_run(home, run)
-    path = os.path.join(found.folder, NAME)
+    path = os.path.join(found.folder, runs.PAGE)
     write_text(path, page_of(found, language))
     return path
 
