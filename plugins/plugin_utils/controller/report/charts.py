@@ -72,7 +72,7 @@ def ticks(
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(one * power for one in (1, 2, 5, 10) if one * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil((low + span) / step - 1e-9)
-    values = [round(i * step, 12) for i in range(first, last + 1)]
+    values = [float(f"{i * step:.12g}") for i in range(first, last + 1)]
     if tight:
         values = [value for value in values if value <= low + span]
     marks = [(value, form(value)) for value in values]

@@ -185,10 +185,11 @@ def _over_time(
     # The axis belongs to what is drawn: one slow or fast step would flatten all the rest.
     highest = max(point[1] for one in series for point in one.points if point)
     axis = scaled(ticks(0, highest, form))
-    title = words(f"{name}_chart")
+    title = words("speed_chart" if name == "speed" else "memory_chart")
     svg = draw(name, title, series, time_axis(times, size), axis)
     legend = [(one.kind, one.name) for one in series]
-    note = words(f"{name}_text", unit=words(f"unit_low_{unit}"))
+    text = "speed_text" if name == "speed" else "memory_text"
+    note = words(text, unit=words(f"unit_low_{unit}"))
     return Plot(title, svg, legend, note)
 
 

@@ -257,7 +257,8 @@ def _choice_table(benchmark: Benchmark, words: Words) -> Section:
     ]
     if base:
         cells = [_cell(base.get(name)) for name in names]
-        rows.append({"name": words("base_model"), "cells": cells, "mean": ""})
+        name = words("base_model")
+        rows.append({"name": name, "best": False, "fails": False, "cells": cells, "mean": ""})
     leads = [
         {
             "title": words(
