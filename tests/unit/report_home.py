@@ -295,6 +295,44 @@ def with_base(home: Home, stage: str, worse: float = 0.3) -> None:
     home.outputs[home.adapter(stage, f"eval_report_{stage}.json")] = report
 
 
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    '"><img src=https://example.com/x onerror=alert(1)>',
+    "</title></style></svg><iframe src=//example.com>",
+    "<style>@import url(https://example.com)</style>",
+    "{{ 7 * 7 }}{% raw %}",
+    "javascript:alert(1)",
+    "\u202eevil\u2066",
+    "\x00\x07\x1b[31m",
+    "\ud800",
+    "&lt;b&gt;",
+    "]]><!--",
+    "x" * 3000,
+]
+"""What a model may answer, or a host call things, to break out of a page."""
+
+
+def full_of(home: Home, text: str) -> Home:
+    """The same home with one text in every place that takes a text."""
+    for stage in ADAPTERS:
+        for one in home.predictions(stage):
+            one.update(id=text, answer=text, type=text)
+            one["prompt"][1]["content"] = text
+            one["expected"]["key_points"] = [{"text": text}]
+            one["expected"]["headings"] = [text, text, text]
+        report = home.report(stage)
+        report["base_model"] = text
+        report["by_type"] = {text: report["by_type"]["concept"]}
+        home.row(stage).update(reasons=[text], error={"symptom": text})
+    for one in home.files["issues.jsonl"]:
+        one.update(symptom=text, cause=text, action=text, category=text)
+    home.files["run.json"].update(host=text, verdict=text, environment={text: text})
+    for one in home.files["precheck.json"]["findings"]:
+        one.update(check=text, seen=text)
+    return home
+
+
 def issue(seconds: float, severity: str, symptom: str, action: str) -> dict[str, Any]:
     return {
         "time": at(seconds),
