@@ -166,6 +166,24 @@ def test_a_record_that_is_at_home_already_is_kept(tmp_path):
     assert "Earlier." in path.with_name("ISSUES.md").read_text()
 
 
+def test_the_record_left_at_home_has_its_page(tmp_path):
+    collecting(tmp_path, cut).act({})
+    page = (tmp_path / "training_sync" / RUN / "report.html").read_text(encoding="utf-8")
+    assert "The host could not be reached." in page
+
+
+def test_a_page_that_cannot_be_drawn_is_a_warning_and_no_failure(tmp_path):
+    made = collecting(tmp_path, cut)
+    warned: list[str] = []
+    made.warn = warned.append
+    folder = tmp_path / "training_sync" / RUN
+    (folder / "report.html").mkdir(parents=True)  # nothing can take its place
+    assert made.draw_page(str(tmp_path), RUN, "en") == ""
+    assert made.draw_page(str(tmp_path / "elsewhere"), RUN, "en") == ""
+    assert len(warned) == 2
+    assert all(RUN in text and "`remote-train report`" in text for text in warned)
+
+
 def test_a_bundle_is_removed_though_its_fetch_broke(tmp_path):
     bundle = "/srv/tutor/outputs/training_sync/outgoing/x/home.tar.gz"
     answers = iter(
