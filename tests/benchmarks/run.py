@@ -17,7 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(PROJECT / part) for part in (".", "tools", "plugins/module_utils")]
+sys.path[:0] = [
+    str(PROJECT / part) for part in (".", "tools", "plugins/module_utils", "plugins/plugin_utils")
+]
 
 # After the path is set:
 from tests.benchmarks import (  # noqa: E402
@@ -26,6 +28,7 @@ from tests.benchmarks import (  # noqa: E402
     large_files,
     many_lines,
     one_change,
+    report_page,
     small_files,
 )
 from tests.benchmarks.rows import WORK, BenchError, Row, say, table  # noqa: E402
@@ -37,6 +40,7 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "one_change": one_change.measure,
     "gate": gate.measure,
     "empty_plan": empty_plan.measure,
+    "report_page": report_page.measure,
 }
 
 
