@@ -140,8 +140,10 @@ def _check_command(known: argparse.ArgumentParser, given: argparse.Namespace) ->
     for name, command in ONLY_FOR.items():
         if getattr(given, name) != known.get_default(name) and given.command != command:
             known.error(f"--{name.rpartition('_')[2]} is for {command}, not for {given.command}")
-    if given.stage and given.command in ("status", "stop", "report"):
+    if given.stage and given.command in ("status", "stop"):
         known.error(f"--stage is not for {given.command}, which looks at whatever runs")
+    if given.stage and given.command == "report":
+        known.error("--stage is not for report, whose page is about a whole run")
     if given.command == "logs" and len(given.stage) > 1:
         known.error("--stage: there is one log at a time; give it once")
 
