@@ -67,7 +67,8 @@ def ticks(
 
     :param tight: end where the range ends, and not at the next mark.
     """
-    span = (high - low) or abs(high) or 1.0
+    # Marks need room between them, which equal or nearly equal ends don't have.
+    span = high - low if high - low > 1e-9 * abs(low) else abs(high) or 1.0
     raw = span / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(one * power for one in (1, 2, 5, 10) if one * power >= raw * (1 - 1e-9))
