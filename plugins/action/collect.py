@@ -15,8 +15,9 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 from ansible.errors import AnsibleConnectionFailure
 
 from controller.action import GaveUpError, Result, TrainAction, failed
+from controller.home import home_path
 from controller.progress import SHOWN_AFTER, Meter
-from remote_train import bundle, gather, issues
+from remote_train import bundle, gather, issues, runs
 from remote_train.atomic import write_json, write_text
 from remote_train.errors import TrainError
 
@@ -66,7 +67,7 @@ class ActionModule(TrainAction):
         controller = self.argument("controller")
         try:
             if expected is not None:
-                return self._bring(expected)
+                return self._again(expected)
             gathered, brought = self._gather(controller)
         except AnsibleConnectionFailure:
             seen = ""
@@ -93,8 +94,8 @@ class ActionModule(TrainAction):
         self.say("")
         for line in gathered["table"].splitlines():
             self._line.keep(line)
-        report = os.path.join(self._home, home_path(gathered["summary"]))
-        self.say(f"\nReport: {report}")
+        report = self.draw_page(self._home, self._run, self._request["report_language"])
+        report = report or os.path.join(self._home, home_path(gathered["summary"]))
         return {
             **brought,
             "changed": True,
@@ -102,6 +103,14 @@ class ActionModule(TrainAction):
             "against": gathered["against"],
             "report": report,
         }
+
+    def _again(self, expected: list[Result]) -> Result:
+        """Make sure of what was collected before; a run that comes home anew gets its page."""
+        brought = self._bring(expected)
+        parts = [part for name in brought["fetched"] for part in name.split("/")]
+        for run in sorted({part for part in parts if runs.is_name(part)}):
+            self.draw_page(self._home, run, self._request["report_language"])
+        return brought
 
     def _gather(self, controller: Result) -> tuple[Result, Result]:
         """What gather answered and what was brought home, from one and the same gathering.
@@ -224,15 +233,4 @@ class ActionModule(TrainAction):
         write_text(os.path.join(folder, "ISSUES.md"), issues.render(found))
         if controller["findings"]:
             write_json(os.path.join(folder, "precheck.json"), gather.gate_record(controller))
-
-
-def home_path(path: str) -> str:
-    """Where a file of the host lies at home: the same place, without the leading outputs/."""
-    parts = path.split("/")
-    if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
-        raise TrainError(
-            f"The host offers {path!r}, which is no path under the project root.",
-            "Don't trust this host.",
-            "integrity",
-        )
-    return "/".join(parts[1:]) if parts[0] == "outputs" else path
+        self.draw_page(self._home, self._run, self._request["report_language"])

@@ -45,10 +45,14 @@ _LIVE_ACTIONS = (
     "stage",
     "collect",
     "bundle",
+    "report",
     "stop",
     "logs",
 )
 """The steps that show lines while they run: their titles come first."""
+
+_REPORTING = ("collect", "report")
+"""The steps that say where a report is, which stands in the last line of all."""
 
 _SHOWN_ACTIONS = (
     *_LIVE_ACTIONS,
@@ -75,6 +79,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
         super().__init__()
         self._title = ""
         self._interrupted = False
+        self._reports: list[str] = []
         # Into a pipe, lines would otherwise arrive when the task ends: a log of a CI job must
         # show them as they come.
         with contextlib.suppress(AttributeError, io.UnsupportedOperation):
@@ -137,6 +142,9 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Warnings, and the lines that a step wants shown."""
+        report = result.result.get("report")
+        if result.task.action in _REPORTING and isinstance(report, str) and report:
+            self._reports.append(report)
         if self._plain:
             super().v2_runner_on_ok(result)
             return
@@ -201,8 +209,10 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
         super().v2_on_file_diff(result)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        """The recap, which Molecule's idempotence step and people read."""
+        """The recap, which Molecule's idempotence step and people read; then the report."""
         super().v2_playbook_on_stats(stats)
+        for path in dict.fromkeys(self._reports):
+            self._display.display(printable(f"Report: {path}"), color=constants.COLOR_HIGHLIGHT)
 
 
 @contextlib.contextmanager

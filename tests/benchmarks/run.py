@@ -17,7 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(PROJECT / part) for part in (".", "tools", "plugins/module_utils")]
+sys.path[:0] = [
+    str(PROJECT / part) for part in (".", "tools", "plugins/module_utils", "plugins/plugin_utils")
+]
 
 # After the path is set:
 from tests.benchmarks import (  # noqa: E402
@@ -28,6 +30,7 @@ from tests.benchmarks import (  # noqa: E402
     large_files,
     many_lines,
     one_change,
+    report_page,
     small_files,
 )
 from tests.benchmarks.rows import WORK, BenchError, Row, say, table  # noqa: E402
@@ -41,6 +44,7 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "empty_plan": empty_plan.measure,
     "checkpoints": checkpoints.measure,
     "around_stages": around_stages.measure,
+    "report_page": report_page.measure,
 }
 
 

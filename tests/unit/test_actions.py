@@ -166,7 +166,7 @@ def test_a_cut_in_a_sync_is_a_failure_that_can_be_rescued(tmp_path, monkeypatch)
 
 def collecting(tmp_path: Path, call: Any, **attributes: Any) -> Any:
     arguments = {
-        "request": {"project_root": "/srv/tutor"},
+        "request": {"project_root": "/srv/tutor", "report_language": "en"},
         "run": RUN,
         "dest": str(tmp_path),
         "controller": CONTROLLER,
@@ -238,6 +238,24 @@ def test_how_a_stage_ended_is_at_home_where_the_hosts_own_record_is_not(tmp_path
     made._task.args["controller"] = {**CONTROLLER, "failure": failure}
     made.act({})
     assert symptoms(tmp_path) == ["The stage style failed."]
+
+
+def test_the_record_left_at_home_has_its_page(tmp_path):
+    collecting(tmp_path, cut).act({})
+    page = (tmp_path / "training_sync" / RUN / "report.html").read_text(encoding="utf-8")
+    assert "The host could not be reached." in page
+
+
+def test_a_page_that_cannot_be_drawn_is_a_warning_and_no_failure(tmp_path):
+    made = collecting(tmp_path, cut)
+    warned: list[str] = []
+    made.warn = warned.append
+    folder = tmp_path / "training_sync" / RUN
+    (folder / "report.html" / "full").mkdir(parents=True)  # nothing can take its place
+    assert made.draw_page(str(tmp_path), RUN, "en") == ""
+    assert made.draw_page(str(tmp_path / "elsewhere"), RUN, "en") == ""
+    assert len(warned) == 2
+    assert all(RUN in text and "`remote-train report`" in text for text in warned)
 
 
 def test_a_bundle_is_removed_though_its_fetch_broke(tmp_path):

@@ -302,3 +302,20 @@ def test_no_worker_dies_with_the_queue_that_all_share_locked(monkeypatch):
         signal.signal(signal.SIGINT, before)
     assert not manager._workers[0].is_alive()
     assert manager._final_q._wlock.acquire(timeout=2)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_report_is_named_in_the_last_line_of_all(screen, plain, monkeypatch):
+    recap = "PLAY RECAP"
+    monkeypatch.setattr(
+        callback.Default, "v2_playbook_on_stats", lambda self, _: self._display.display(recap)
+    )
+    monkeypatch.setattr(callback.Default, "v2_runner_on_ok", lambda *_: None)
+    screen._display.verbosity = int(plain)
+    for _ in range(2):
+        screen.v2_runner_on_ok(result(action="collect", report="/home/run/report.html"))
+    screen.v2_runner_on_ok(result(action="plan", report="/elsewhere"))
+    screen.v2_runner_on_ok(result(action="collect", changed=False))
+    screen.v2_playbook_on_stats(None)
+    assert screen._display.lines[-2:] == [recap, "Report: /home/run/report.html"]
+    assert "/elsewhere" not in "".join(screen._display.lines)

@@ -42,6 +42,8 @@ def variables(*arguments: str) -> dict[str, Any]:
         (["logs", "--stage", "all"], {"log_stage": "all"}),
         (["stop", "--grace", "0"], {"stop_grace": 0}),
         (["status"], {}),
+        (["report", "--run", "run_1"], {"report_run": "run_1"}),
+        (["report", "--report-language", "zh"], {"report_language": "zh"}),
     ],
 )
 def test_what_is_given_is_an_extra_variable(

@@ -80,12 +80,16 @@ def gather(
             "started": controller["started"],
             "ended": issues.now(),
             "verdict": verdict,
+            "host": socket.gethostname(),
+            "project_root": root,
+            "environment": _environment(controller),
+            "acceptance_gate": request["acceptance_gate"],
             "plan": controller["plan"],
             "stages": stages,
         },
     )
     runs.mark(root, run, "collect", "done")
-    files = sorted(set(_names(where)) | {"TRAINING_SUMMARY.md", "outputs.sha256", "SHA256SUMS"})
+    files = sorted(_own_names(where) | {"TRAINING_SUMMARY.md", "outputs.sha256", "SHA256SUMS"})
     write_text(
         os.path.join(where, "TRAINING_SUMMARY.md"),
         summary.render(
@@ -107,8 +111,7 @@ def gather(
     write_bytes(os.path.join(where, "outputs.sha256"), write_manifest(outputs))
     own = {
         name: file_digest(os.path.join(where, name), "sha256")
-        for name in _names(where)
-        if name != "SHA256SUMS"
+        for name in _own_names(where) - {"SHA256SUMS"}
     }
     write_bytes(os.path.join(where, "SHA256SUMS"), write_manifest(own))
     _let_the_worker_go(request, run, stages, controller)
@@ -214,6 +217,8 @@ def _stage_row(
         "error": record.get("error"),
         "acceptance": verdict,
         "acceptance_reasons": why,
+        "thresholds": stage["thresholds"],
+        "adapter_dir": stage["adapter_dir"],
     }
 
 
@@ -334,6 +339,11 @@ def _outputs(request: Mapping[str, Any]) -> dict[str, str]:
 def _is_collected(name: str) -> bool:
     """Whether a file of an adapter's folder comes home: no pickle does, whatever its name."""
     return name.endswith(COLLECTED) or os.path.basename(name).startswith("events.out.tfevents.")
+
+
+def _own_names(where: str) -> set[str]:
+    """What of a run's folder is the host's: home may be the same folder, and has its page there."""
+    return set(_names(where)) - {runs.PAGE}
 
 
 def _names(folder: str) -> list[str]:
