@@ -15,3 +15,5 @@ class ActionModule(GateAction):
 
     module = "active_gate"
     doing = "the training's Python looks at torch, model and chats"
+    limit = "timeout"
+    subject = "The training's Python"

@@ -15,4 +15,6 @@ class ActionModule(GateAction):
 
     module = "gpu_probe"
     doing = "the host looks at itself"
+    limit = "seconds"
+    subject = "The machine"
     tells_time = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,11 @@ class ActionModule(TrainAction):
         """Check the local data, then ask the host."""
         wanted = self.argument("request")
         sync = wanted["sync"]
-        data = str(self.argument("data", "stop"))
+        data = self.argument("data", "stop")
+        if data not in DATA:
+            known = ", ".join(DATA)
+            raise TrainError(f"data is {data!r}: it must be one of {known}.", "Correct the task.")
+        started = time.monotonic()
         check_data = data != "skip"
         self._checked: list[Result] = []
         self._leaks: list[Result] = []
@@ -54,11 +59,13 @@ class ActionModule(TrainAction):
             git = None
             if brings and sync["mode"] == "git":
                 git = source.pulled_from(sync, self.setting("sync_git_url", task_vars))
-            on_host = self._check_data(wanted, found, git) if check_data else []
+            files = _data_files(wanted)
+            on_host = self._check_data(files, wanted, found, git) if check_data else []
             if data in ("stop", "warn"):
                 self._judge_data(wanted, stops=data == "stop")
             requirements = project.requirements_for(wanted)
             state = git_tree.UNTRACKED if git else runs.SYNC
+            here = time.monotonic() - started
             with waiting(line, "the host looks at what it has"):
                 made = self.call(
                     "plan",
@@ -84,8 +91,20 @@ class ActionModule(TrainAction):
                 )
             if made["sync"] is not None:
                 _require_places(made["sync"], len(found.offer) if found else 0)
+            pulled: list[dict[str, str]] = []
+            if git and check_data and "sync" in wanted["steps"]:
+                pulled = files  # what git brings is known when it is there
             result = self._result(wanted, made, found, on_host)
-            return {**result, "state": state, "requirements": requirements}
+            if pulled and not (result["git"]["changes"] or any(result["sync"].values())):  # it is
+                result.update(data_on_host=pulled, data_checked=[], data_leaks=[])
+                pulled = []
+            return {
+                **result,
+                "state": state,
+                "requirements": requirements,
+                "data_pulled": pulled,
+                "seconds_here": round(here, 3),
+            }
 
     def _brings(self, sync: Result, root: str) -> bool:
         """Whether sync has anything to bring: not where the project is the folder on the host."""
@@ -96,16 +115,15 @@ class ActionModule(TrainAction):
         return bool(folder) and not (local and os.path.realpath(root) == os.path.realpath(folder))
 
     def _check_data(
-        self, wanted: Result, found: source.Source | None, git: Result | None
+        self,
+        files: list[dict[str, str]],
+        wanted: Result,
+        found: source.Source | None,
+        git: Result | None,
     ) -> list[dict[str, str]]:
-        """Look at the data that sync brings; what it doesn't bring is for the gate on the host.
-
-        A step that sees to the data by itself, without a stage, sees to that of all stages.
-        """
-        if not wanted["selected"] and {"precheck", "sync"} & set(wanted["steps"]):
-            names = [s["name"] for s in wanted["stages"] if s["name"] not in wanted["left_out"]]
-            wanted = {**wanted, "selected": names}
-        files = request.data_files(wanted)
+        """Look at the data that sync brings; what it doesn't bring is for the gate on the host."""
+        if wanted["selected"] and "sync" not in wanted["steps"]:
+            return files  # the stages train on what the host has
         if git:
             # Nobody knows yet what git brings. What lies in the project here comes near to it.
             folder = source.folder_of(wanted["sync"])
@@ -192,6 +210,8 @@ class ActionModule(TrainAction):
             "changed": made["changed"],
             **{k: made[k] for k in ("stages", "work", "live", "python", "home", "uncollected")},
             "provision": made["provision"],
+            # What git is yet to bring may be a model.
+            "models_lost": [] if git and git["changes"] else made.get("models_lost") or [],
             "bare": made["bare"],
             "pythons_tried": made["pythons_tried"],
             "sync": sync,
@@ -236,6 +256,9 @@ class ActionModule(TrainAction):
         }
 
 
+DATA = ("stop", "warn", "gate", "skip")
+"""What can be done about wrong data, see :class:`ActionModule`."""
+
 FEW = 1000
 """Files up to which the plan itself hands on what is to be sent."""
 
@@ -256,6 +279,17 @@ def _require_places(sync: Any, count: int) -> None:
 
 def _lies_in(folder: str, name: str) -> bool:
     return os.path.exists(os.path.join(folder, name))
+
+
+def _data_files(wanted: Result) -> list[dict[str, str]]:
+    """The data files of the stages that were asked for.
+
+    A step that sees to the data by itself, without a stage, sees to that of all stages.
+    """
+    if not wanted["selected"] and {"precheck", "sync"} & set(wanted["steps"]):
+        names = [s["name"] for s in wanted["stages"] if s["name"] not in wanted["left_out"]]
+        wanted = {**wanted, "selected": names}
+    return request.data_files(wanted)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 from ansible.utils.vars import load_extra_vars
 
 from controller.action import PROJECT, Result, TrainAction
-from remote_train import gate_checks, gate_limits, request
+from remote_train import gate_checks, gate_limits, package_index, request
 from remote_train.errors import TrainError
 
 OPEN_NAMES = {"groups", "hostvars", "vars", "omit", "environment", "playbook_dir", "stage"}
@@ -38,6 +38,7 @@ class ActionModule(TrainAction):
         magic = OPEN_NAMES | {name for name in task_vars if name.startswith(_MAGIC)}
         request.check_names(set(task_vars) - magic, known, exact=False)
         self._check_gate(task_vars)
+        self._check_index(task_vars)
         if self.argument("names_only", False):
             return {"changed": False, "request": {}, "started": started}
         spec = specs["settings"]
@@ -77,6 +78,10 @@ class ActionModule(TrainAction):
         ):
             if variable in task_vars:
                 check(self._value(variable, task_vars))
+
+    def _check_index(self, task_vars: Result) -> None:
+        if "provision_index_url" in task_vars:
+            package_index.checked(str(self._value("provision_index_url", task_vars) or ""))
 
     @staticmethod
     def _silenced(given: Any) -> None:

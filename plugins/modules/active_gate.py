@@ -71,13 +71,34 @@ options:
     type: float
     default: 0.5
   memory_slack:
-    description: By which part a GPU may fall short of the estimate before that fails.
+    description:
+      - By which part a GPU may fall short of the estimate before that fails. Default, as in
+        M(gpu_probe).
     type: float
-    default: 0.15
   timeout:
     description: For how many seconds all of it is waited for, at most 50.
     type: float
     default: 45
+  full_timeout:
+    description:
+      - The setting C(active_gate_timeout), where O(timeout) is what is left of the gate's time; 0 for
+        the same. What gets much less and gives no answer in it is unknown, not failed.
+    type: float
+    default: 0
+  driver_fails:
+    description: Whether the module M(gpu_probe) found that the driver doesn't answer.
+    type: bool
+    default: false
+  models_lost:
+    description: The base models that the module M(gpu_probe) found to be missing folders.
+    type: list
+    elements: str
+    default: []
+  coming:
+    description: The data files that are still to be sent.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -150,7 +171,7 @@ from ansible.module_utils.remote_train import (
     limited,
 )
 from ansible.module_utils.remote_train.errors import TrainError
-from ansible.module_utils.remote_train.gate_limits import ActiveLimits
+from ansible.module_utils.remote_train.gate_limits import ActiveLimits, Limits
 from ansible.module_utils.remote_train.problems import failure
 
 
@@ -163,8 +184,12 @@ def main() -> None:
             "driver_cuda": {"type": "str", "default": ""},
             "warn_bandwidth": {"type": "float", "default": 4},
             "min_bandwidth": {"type": "float", "default": 0.5},
-            "memory_slack": {"type": "float", "default": 0.15},
+            "memory_slack": {"type": "float"},
             "timeout": {"type": "float", "default": 45},
+            "full_timeout": {"type": "float", "default": 0},
+            "driver_fails": {"type": "bool", "default": False},
+            "models_lost": {"type": "list", "elements": "str", "default": []},
+            "coming": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -172,8 +197,11 @@ def main() -> None:
     given = module.params
     stages, root, storage = given["stages"], given["project_root"], given["storage"]
     try:
-        names = ("timeout", "warn_bandwidth", "min_bandwidth")
-        limits = ActiveLimits.of({name: given[name] for name in names})
+        names = ("warn_bandwidth", "min_bandwidth")
+        full = given["full_timeout"] or given["timeout"]
+        limits = ActiveLimits.of({"timeout": full, **{name: given[name] for name in names}})
+        slack = given["memory_slack"]
+        slack = Limits.of({} if slack is None else {"memory_slack": slack}).memory_slack
         silenced = gate_module.reasons(given)
         bases = limited.look(
             lambda: active_facts.bases_of(stages, root, storage, os.environ),
@@ -189,12 +217,16 @@ def main() -> None:
             driver_cuda=given["driver_cuda"],
             warn_bandwidth=limits.warn_bandwidth,
             min_bandwidth=limits.min_bandwidth,
-            memory_slack=given["memory_slack"],
+            memory_slack=slack,
+            driver_fails=given["driver_fails"],
+            coming=tuple(given["coming"]),
+            lost=tuple(given["models_lost"]),
+            cut_from=full,
         ),
         root,
         given["mode"],
         inspect.getsource(gate_torch),
-        max(limits.timeout - (time.monotonic() - started), 1.0),
+        max(min(given["timeout"], full) - (time.monotonic() - started), 1.0),
     )
     findings = active_gate.run_checks(facts, given["mode"], silenced)
     module.exit_json(

@@ -53,6 +53,11 @@ options:
     type: list
     elements: dict
     default: []
+  models_lost:
+    description: The base models that are given as folders, are not there, and that sync doesn't bring.
+    type: list
+    elements: str
+    default: []
   data_files:
     description:
       - The data files of the stages, to be checked on this machine. Leave it out where they were
@@ -76,6 +81,10 @@ options:
             its benchmarks; a stage that is scored on the files it trains on is exempt.
         type: str
         default: ""
+  only_data:
+    description: Whether nothing but the data is looked at; the findings are those of the data then.
+    type: bool
+    default: false
   data_checked:
     description:
       - The facts of data files that were checked on the controller, as RV(data) has them.
@@ -293,6 +302,12 @@ download:
   description: The weights that are still to be downloaded, in bytes.
   returned: success
   type: int
+clock_ahead:
+  description:
+    - By how many seconds the machine's clock is ahead of O(controller_time), the way there
+      included; null where that wasn't given. The action takes the way off.
+  returned: success
+  type: float
 kernel_log:
   description: Where the kernel's log was read from; empty where it couldn't be.
   returned: success
@@ -315,7 +330,7 @@ import dataclasses
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.remote_train import gate, gate_facts, gate_module
+from ansible.module_utils.remote_train import gate, gate_data, gate_facts, gate_module
 from ansible.module_utils.remote_train.errors import TrainError
 from ansible.module_utils.remote_train.gate_limits import Limits, program
 from ansible.module_utils.remote_train.problems import failure
@@ -326,6 +341,7 @@ def main() -> None:
         argument_spec={
             **gate_module.ARGUMENTS,
             "limits": {"type": "dict", "default": {}},
+            "models_lost": {"type": "list", "elements": "str", "default": []},
             "data_files": {
                 "type": "list",
                 "elements": "dict",
@@ -336,6 +352,7 @@ def main() -> None:
                     "stage": {"type": "str", "default": ""},
                 },
             },
+            "only_data": {"type": "bool", "default": False},
             "data_checked": {"type": "list", "elements": "dict", "default": []},
             "data_leaks": {"type": "list", "elements": "dict", "default": []},
             "packages": {"type": "dict"},
@@ -357,6 +374,7 @@ def main() -> None:
             mode=given["mode"],
             limits=Limits.of(given["limits"]),
             stages=tuple(given["stages"]),
+            models_lost=tuple(given["models_lost"]),
             data_files=tuple(given["data_files"]),
             data_checked=tuple(given["data_checked"]),
             data_leaks=tuple(given["data_leaks"]),
@@ -369,10 +387,12 @@ def main() -> None:
             seconds=min(given["seconds"], gate_facts.MOST_SECONDS),
             controller_time=given["controller_time"],
         )
-        context = gate_facts.gather(wanted)
+        gathered = gate_facts.gather_data if given["only_data"] else gate_facts.gather
+        context = gathered(wanted)
     except TrainError as error:
         module.fail_json(**failure(error))
-    findings = gate.run_checks(context, wanted.mode, silenced=silenced)
+    checks = gate_data.DATA_CHECKS if given["only_data"] else gate.CHECKS
+    findings = gate.run_checks(context, wanted.mode, checks, silenced)
     snapshot = context.smi.snapshot if context.smi else None
     module.exit_json(
         gpus=[dataclasses.asdict(gpu) for gpu in context.gpus],
@@ -383,6 +403,7 @@ def main() -> None:
         disk_need=context.disk.as_dict() if context.disk else None,
         download=context.download,
         kernel_log=context.kernel.source,
+        clock_ahead=context.host.clock_ahead,
         limits=dataclasses.asdict(wanted.limits),
         mode=wanted.mode,
         **gate_module.answer(findings, wanted.mode, started, "The machine"),

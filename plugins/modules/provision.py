@@ -130,7 +130,13 @@ status:
 import inspect
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.remote_train import detached, fetch_model, model_cache, provision
+from ansible.module_utils.remote_train import (
+    detached,
+    fetch_model,
+    model_cache,
+    package_index,
+    provision,
+)
 from ansible.module_utils.remote_train.errors import TrainError
 from ansible.module_utils.remote_train.installer import Source
 
@@ -179,7 +185,10 @@ def main() -> None:
                 wanted.root,
                 given["token"],
                 lambda reporter: provision.carry_out(wanted, reporter, fetcher),
-                tuple(str(value) for value in given["secrets"].values()),
+                (
+                    *(str(value) for value in given["secrets"].values()),
+                    *package_index.hidden(given["index_url"]),
+                ),
             )
     except TrainError as error:
         module.fail_json(msg=error.message, hint=error.hint, category=error.category)

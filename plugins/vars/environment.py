@@ -54,6 +54,10 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
 """Each variable with the environment names that set it; the first that holds something wins."""
 
 
+PIPE_COLUMNS = 100
+"""How wide tables are where nobody sits at a terminal, and COLUMNS isn't set."""
+
+
 def settings_from(environment: dict[str, str]) -> dict[str, str]:
     """The variables that ``environment`` sets; empty values don't count."""
     found = {}
@@ -94,7 +98,7 @@ class VarsModule(BaseVarsPlugin):  # type: ignore[misc]  # ansible-core has no t
             return {}
         settings: dict[str, Any] = dict(settings_from(dict(os.environ)))
         settings["controller_terminal"] = person_at_terminal()
-        settings["controller_columns"] = shutil.get_terminal_size().columns
+        settings["controller_columns"] = shutil.get_terminal_size((PIPE_COLUMNS, 24)).columns
         if "ansible_host" in settings:
             if len(groups["gpu_hosts"].get_hosts()) > 1:
                 raise AnsibleParserError(

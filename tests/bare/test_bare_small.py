@@ -27,6 +27,7 @@ def test_a_host_without_pip_is_sent_one_and_the_wheels(
     for name, bounds in pythons.parse_requirements(text).items():
         wheel(wheels, name, bounds.split(",")[0].lstrip(">=") + ".1")
     shutil.copytree(PROJECT / "examples/tutor", tmp_path / "src")
+    (bare.root / "srv/model").mkdir()
     site = Site(
         bare,
         tmp_path,

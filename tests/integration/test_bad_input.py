@@ -304,7 +304,7 @@ WRONG_DATA = [
     ),
 ]
 PUT_RIGHT = {
-    "data_files": "Put the file there, or correct the named lines.",
+    "data_files": ("Correct the named lines.", "out of the stage's settings."),
     "data_leak": "Take those chats out of one of the two files.",
 }
 

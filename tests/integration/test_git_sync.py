@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.server
+import json
 import os
 import shutil
 import subprocess
@@ -410,6 +411,51 @@ def test_train_all_with_git(cloned: tuple[Site, Origin]) -> None:
     assert done.status == 0, done.output
     assert "writing" in site.trained()[4:]
     assert "sample" not in site.trained()[4:]
+
+
+def test_what_git_brings_is_judged_when_it_is_there(cloned: tuple[Site, Origin]) -> None:
+    """The project here is right and older; what is pulled is not. Nothing is provisioned then."""
+    site, origin = cloned
+    wrong = "data/training/processed/writing_sft.jsonl"
+    right = (site.src / wrong).read_bytes()
+    origin.commit({wrong: right + b"no JSON\n"})
+    looked = run(site, "--check", playbook="train_all.yml")
+    assert looked.status == 0, looked.output
+    done = run(site, "-e", "gpu_gate_full_table=true", playbook="train_all.yml")
+    assert done.status == 2, done.output
+    assert done.failures[0].startswith(f"[gpu] The check data_files failed: {wrong}, line ")
+    assert "nothing was changed on the host" not in done.output
+    assert site.trained() == []
+    (folder,) = (site.home / "training_sync").glob("run_*")
+    record = json.loads((folder / "precheck.json").read_text(encoding="utf-8"))
+    checks = [one["check"] for one in record["findings"]]
+    assert len(checks) == len(set(checks)) > 20
+    assert record["stops"] is True
+    assert {file["where"] for file in record["data"]} == {"host"}
+    issues = (folder / "issues.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["phase"] for line in issues} == {"precheck"}
+    # It is there now: the gate sees it before anything else is done, and then it is mended.
+    again = run(site, playbook="train_all.yml")
+    assert again.failures[-1].endswith("; nothing was changed on the host."), again.output
+    origin.commit({wrong: right})
+    mended = run(site, playbook="train_all.yml")
+    assert mended.status == 0, mended.output
+    assert "writing" in site.trained()
+
+
+def test_data_that_nobody_has_seen_is_unknown(cloned: tuple[Site, Origin]) -> None:
+    """Nothing of it lies here, and the pull is yet to come."""
+    site, origin = cloned
+    found = run(
+        site,
+        *("-e", json.dumps({"project_src": None, "sync_git_url": origin.url})),
+        *("-e", "sync_git_ref=main", "--tags", "style"),
+        playbook="playbooks/precheck.yml",
+    )
+    assert found.status == 0, found.output
+    shown = dict(line.split()[:2] for line in found.lines if line.startswith("data_"))
+    # Of a command of the user's own nobody knows what is too long for it.
+    assert shown == {"data_files": "unknown", "data_leak": "unknown", "data_length": "skipped"}
 
 
 def _shorter(site: Site) -> bytes:

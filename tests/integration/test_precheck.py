@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.sites import Outcome, Site, tree
 from tests.integration.test_bad_input import STYLE, append_line
+from tests.integration.test_survival import damaged
 from tests.unit.small_disk import small_disk
 
 pytestmark = pytest.mark.ssh
@@ -72,21 +73,66 @@ def test_a_broken_tokenizer_fails_one_check(new_site: NewSite) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "late", "words"),
     [
-        ({}, "only commands of your own run"),
+        ({}, False, "only commands of your own run"),
         (
             {**OWN_TRAINING, "provision_python": "/usr/bin/python3"},
+            True,
             "the host has none that the training can use, see the check packages",
         ),
+        (OWN_TRAINING, True, "there was too little left of its minute"),
     ],
 )
 def test_where_the_second_part_can_not_run_a_line_says_why(
-    new_site: NewSite, settings: dict[str, Any], words: str
+    new_site: NewSite, settings: dict[str, Any], late: bool, words: str
 ) -> None:
-    outcome = new_site(**settings).run(playbook=PRECHECK)
+    """The reason that no more time would mend comes first."""
+    arguments = ["-e", json.dumps({"__active_gate_until": 0})] if late else []
+    outcome = new_site(**settings).run(*arguments, playbook=PRECHECK)
     assert f"The training's Python is not asked: {words}." in outcome.lines
     assert not asked(outcome)
+
+
+def test_each_hint_follows_its_sentence(new_site: NewSite) -> None:
+    """Where both parts stop, and where one does; and each is said once."""
+    site = new_site(**OWN_TRAINING)
+    append_line("no JSON")(site)
+    base = site.folder / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{", encoding="utf-8")
+    outcome = site.run("-e", f"model_name_or_path={base}", playbook=PRECHECK)
+    (said,) = outcome.failures
+    first, hint, second = (
+        said.index(words)
+        for words in ("The check data_files", "Correct the named lines.", "The check model_config")
+    )
+    assert first < hint < second, said
+    assert outcome.output.count("The check data_files failed") == 1
+
+
+def test_a_gate_that_stops_does_not_keep_what_is_at_home_from_being_verified(
+    trained_clone: NewSite,
+) -> None:
+    site = trained_clone()
+    (at_home,) = (site.home / "adapter/adapter_style").glob("*.safetensors")
+    at_home.unlink()
+    outcome = site.run("-e", "gpu_gate_min_disk_gib=1000000")
+    assert outcome.status == 2, outcome.output
+    assert outcome.failures[0].startswith("[gpu] The check disk_free failed: ")
+    assert at_home.read_bytes() == site.adapter("style").read_bytes()
+
+
+def test_what_is_trained_on_is_looked_at_where_nothing_is_synced(trained_clone: NewSite) -> None:
+    """The project's file here is right, the one on the host isn't."""
+    site = damaged(trained_clone(), "style")
+    trained = site.trained()
+    with (site.root / STYLE).open("a", encoding="utf-8") as stream:
+        stream.write("no JSON\n")
+    outcome = site.run("--tags", "style", "--skip-tags", "sync")
+    assert outcome.status == 2, outcome.output
+    assert outcome.failures[0].startswith(f"[gpu] The check data_files failed: {STYLE}, line 37: ")
+    assert site.trained() == trained
 
 
 # A disk that takes nothing ----------------------------------------------------------------------

@@ -70,6 +70,34 @@ def shown_by(process: subprocess.Popen[str], text: str) -> str:
 # The controller killed --------------------------------------------------------------------------
 
 
+@pytest.fixture
+def orphaned(trained_clone: Callable[..., Site]) -> Site:
+    """A site whose `style` has been trained and isn't at home: its controller was killed."""
+    site = damaged(trained_clone(), "style", "writing")
+    hold = site.hold("style")
+    process = site.start("--tags", "style,writing")
+    wait_for(site, "style")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    hold.unlink()
+    return site
+
+
+def test_a_gate_that_stops_leaves_nothing_on_the_host_that_was_trained(orphaned: Site) -> None:
+    """What was there before the gate, and what this command followed, comes home."""
+    site = orphaned
+    outcome = site.run("--tags", "style,writing", "-e", "gpu_gate_min_disk_gib=1000000")
+    assert outcome.status == 2, outcome.output
+    assert outcome.failures[0].startswith("[gpu] The check disk_free failed: ")
+    assert "nothing was changed on the host" not in outcome.output
+    run = site.runs()[-1].name
+    at_home = site.home / "training_sync" / run
+    assert list(at_home.glob("train_style_*.log"))
+    adapter = "adapter/adapter_style/adapter_model.safetensors"
+    assert (site.home / adapter).read_bytes() == site.adapter("style").read_bytes() != b"damaged"
+    assert json.loads((at_home / "precheck.json").read_text(encoding="utf-8"))["stops"] is True
+
+
 class Orphan:
     """A run whose controller was killed in the middle of `style`, and what came after."""
 

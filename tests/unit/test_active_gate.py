@@ -86,6 +86,7 @@ def well(folder: str, **more: Any) -> Facts:
         found=FOUND,
         bases=(base_in("models/m", folder, [STAGE]),),
         driver_cuda="13.1",
+        coming=("data/a.jsonl",),
     )
     return dataclasses.replace(facts, **more)
 
@@ -166,7 +167,7 @@ CASES: list[tuple[str, str, Any, str, str]] = [
         "style: 2 chats over 100 tokens, the longest 140 (data/a.jsonl line 3)",
     ),
     ("chat_tokens", "lengths:0", {"error": "OSError: gone"}, FAIL, "OSError: gone"),
-    ("chat_template", "lengths:0", {"data/a.jsonl": {"missing": True}}, UNKNOWN, "not on the host"),
+    ("chat_template", "lengths:0", {"data/a.jsonl": {"missing": True}}, UNKNOWN, "still to be"),
     ("chat_template", "lengths:0", None, UNKNOWN, "no chat was rendered"),
     ("chat_template", "lengths:0", {"error": "OSError: gone"}, UNKNOWN, "see chat_tokens"),
     ("chat_template", "lengths:0", {"data/a.jsonl": NO_CHATS}, SKIPPED, "no chat to render"),
@@ -185,7 +186,7 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     ("chat_template", "tokenizer:0", {"error": "ValueError: bad"}, SKIPPED, "see tokenizer"),
     ("chat_tokens", "tokenizer:0", {"error": "ValueError: bad"}, SKIPPED, "see tokenizer"),
     ("chat_tokens", "tokenizer:0", {"template": False}, SKIPPED, "see chat_template"),
-    ("chat_tokens", "lengths:0", {"data/a.jsonl": {"missing": True}}, UNKNOWN, "not on the host"),
+    ("chat_tokens", "lengths:0", {"data/a.jsonl": {"missing": True}}, UNKNOWN, "still to be sent"),
     ("model_memory", "cuda", SMALL, FAIL, "2.0 GiB free; style needs about"),
     ("model_memory", "cuda", {"devices": [{**CARD, "free": 16 * GIB}]}, WARN, "16.0 GiB free"),
     ("model_memory", "cuda", NO_GPU, SKIPPED, "sees no GPU"),
@@ -208,7 +209,8 @@ def test_a_check_for_its_own_reason(
     assert finding.result == result, finding
     assert words in finding.seen
     assert "\n" not in finding.seen
-    assert bool(finding.action) == (result in (FAIL, WARN))
+    assert not finding.action or result in (FAIL, WARN, UNKNOWN)
+    assert finding.action or result not in (FAIL, WARN)
 
 
 def test_a_torch_that_is_too_new_for_the_driver(folder: str) -> None:
@@ -254,6 +256,17 @@ def test_the_part_that_hung_or_died_is_the_finding(
     assert words in found[failing].seen
     # It alone fails: what depends on it names it, and what comes after was not reached.
     assert [name for name, one in found.items() if one.result == FAIL] == [failing]
+    if how == "hung":
+        assert "anew" not in found[failing].action
+        assert "active_gate_timeout" in found[failing].action
+        # A slow machine is no broken one.
+        for slow in ({"cut_from": 90.0}, {"load": 4.8}):
+            maybe = verdicts(dataclasses.replace(facts, **slow))
+            assert not [name for name, one in maybe.items() if one.result == FAIL], slow
+            assert maybe[failing].result == UNKNOWN
+            assert words in maybe[failing].seen
+            assert "its load is" in maybe[failing].action
+            assert "anew" not in maybe[failing].action
     for one in found.values():
         if one.result == SKIPPED:
             assert one.seen.endswith(f"see {failing}"), one
@@ -437,6 +450,47 @@ def _group_of(path: Path) -> str:
     return group if state != "Z" else ""
 
 
+def test_what_got_much_less_than_its_time_is_not_called_broken(
+    run_module: Any, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nsleep 60\n")
+    python.chmod(0o755)
+    found = run_module(
+        "active_gate", project_root=str(tmp_path), python=str(python), timeout=1, full_timeout=45
+    )
+    (torch,) = [one for one in found["findings"] if one["check"] == "torch"]
+    assert (torch["result"], found["stop"]) == (UNKNOWN, False)
+    assert torch["seen"] == "no answer in 1 s (cut from 45: no more was left of the minute)"
+
+
+def test_a_file_that_nothing_will_bring_is_not_said_to_come(folder: str) -> None:
+    facts = but(well(folder, coming=()), "lengths:0", {"data/a.jsonl": {"missing": True}})
+    found = verdicts(facts)
+    for check in ("chat_template", "chat_tokens"):
+        assert found[check].result == SKIPPED
+        assert found[check].seen.endswith("data/a.jsonl is not on the host, see data_files")
+    coming = verdicts(dataclasses.replace(facts, coming=("data/a.jsonl",)))
+    assert coming["chat_tokens"].result == UNKNOWN
+    assert "playbooks/sync.yml" in coming["chat_template"].action
+
+
+def test_a_model_folder_that_the_passive_gate_missed_is_told_there_alone(folder: str) -> None:
+    facts = well(folder, bases=(base_in("models/nope", "", [STAGE]),), lost=("models/nope",))
+    found = verdicts(facts)
+    assert not [one for one in found.values() if one.result == FAIL]
+    assert found["model_config"].seen.endswith("see model_folder")
+    assert "to fetch" not in found["model_config"].seen
+
+
+def test_a_dead_driver_is_one_cause(folder: str) -> None:
+    facts = but(well(folder, driver_fails=True), "cuda", NO_GPU)
+    for built in ("12.4", None):
+        found = verdicts(but(facts, "torch", {"cuda": built}))
+        assert [name for name, one in found.items() if one.result == FAIL] == []
+        assert found["torch_cuda"].seen.endswith("see driver")
+
+
 def test_a_python_that_is_not_there() -> None:
     answer = asked("", python="/nowhere/python")
     assert answer["died"] == {"torch": "can't be started: No such file or directory"}
@@ -457,10 +511,12 @@ def test_the_module_answers_within_its_time(run_module: Any, tmp_path: Path) -> 
         silence={"gpu_ecc": "not ours", "torch_cuda": "no GPU here"},
     )
     assert time.monotonic() - began < 6
-    assert found["stop"]
-    assert found["message"].startswith("The check torch failed: no answer in 1 s")
+    seen = {one["check"]: one["seen"] for one in found["findings"]}
     result = {one["check"]: one["result"] for one in found["findings"]}
-    assert result["torch"] == FAIL
+    assert seen["torch"] == "no answer in 1 s"
+    # On a machine that is busy, as this one may be, it may just be slow.
+    assert result["torch"] in (FAIL, UNKNOWN)
+    assert found["stop"] == (result["torch"] == FAIL)
     assert result["torch_cuda"] == SKIPPED
     assert "no answer" in found["table"]
 

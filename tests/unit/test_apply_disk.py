@@ -78,6 +78,17 @@ def free_some(disk):
     files[-1].unlink()
 
 
+@pytest.mark.parametrize("room", [0, 100])
+def test_a_disk_without_room_for_it_is_no_fault_of_the_bundle(monkeypatch, host, pair, room):
+    monkeypatch.setattr(bundle_apply, "_room", lambda _state: room)
+    before = host.snapshot()
+    with pytest.raises(TrainError, match=rf"the {room} bytes there is room for") as caught:
+        host.apply(pair[0])
+    assert caught.value.category == "infra"
+    assert caught.value.hint.startswith("Make room on the disk ")
+    assert host.snapshot() == before
+
+
 def test_a_file_system_that_is_read_only(pair, monkeypatch):
     monkeypatch.setattr(bundle_apply, "_room", lambda _state: 10**9)
     with small_disk("size=2m") as disk:

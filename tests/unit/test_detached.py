@@ -257,6 +257,50 @@ def test_work_that_is_ended_by_hand_ends_what_it_runs_and_says_so(tmp_path):
         time.sleep(0.02)
 
 
+HELD = """
+sleeps = detached.time.sleep
+def held(seconds):
+    open(sys.argv[1] + "/held", "w").close()
+    sleeps(seconds)
+{where}
+print(json.dumps(detached.start(sys.argv[1], sys.argv[2], {work}, ())))
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "work", "state"),
+    [
+        # Between the fork and the work.
+        (
+            "beat = detached.Reporter.beat\n"
+            "detached.Reporter.beat = lambda self, **news: (beat(self, **news), held(1.5))",
+            "lambda reporter: sleeps(30) or {}",
+            "failed",
+        ),
+        # When how it ended is known, and not yet written down.
+        (
+            "end = detached.Reporter.end\n"
+            "detached.Reporter.end = lambda self, **news: (held(1.5), end(self, **news))",
+            "lambda reporter: {'changed': True}",
+            "done",
+        ),
+    ],
+)
+def test_work_that_is_ended_by_hand_at_any_time_leaves_its_end(tmp_path, where, work, state):
+    script = START.partition("def work")[0] + HELD
+    script = script.format(path=str(HOUSE / "plugins/module_utils"), where=where, work=work)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), "one"], check=True, timeout=20)
+    deadline = time.monotonic() + 10
+    while not (tmp_path / "held").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(status(tmp_path)["pid"], signal.SIGTERM)
+    final = ended(tmp_path)
+    assert final["state"] == state, final
+    if state == "failed":
+        assert final["error"]["msg"] == "Provisioning was ended on the host."
+
+
 # A full disk
 
 
@@ -280,7 +324,7 @@ FILL = """
             "programs.run(['sh', '-c', 'echo [Errno 28] No space left on device; exit 1'],"
             " 'Installing torch failed', 'A hint.', on_line=reporter.say)",
             "Installing torch failed: ",
-            "The disk is full: make room",
+            "A hint.",
         ),
         (
             "open(sys.argv[1] + '/more', 'w').write('x' * 10**6)",

@@ -399,15 +399,23 @@ def test_models_by_name_are_each_fetched_once_and_folders_never(tmp_path, monkey
     assert found == [MODEL, {**MODEL, "revision": "v2"}]
     # On the controller no folder is looked for: the one that it stands in says nothing of the host.
     monkeypatch.chdir(tmp_path)
-    assert len(model_cache.by_name([stage("models/mine")], None)) == 1
+    assert len(model_cache.by_name([stage("mine/model")], None)) == 1
+    # What begins with the project's own folder of models, or another of its folders, is a path.
+    (tmp_path / "base").mkdir()
+    slips = [stage(name) for name in ("models/nope", "base/nope", "/no", "no/base", "mine")]
+    assert [one["name"] for one in model_cache.by_name(slips, str(tmp_path))] == ["no/base", "mine"]
+    assert model_cache.lost(slips, str(tmp_path)) == ["models/nope", "base/nope", "/no"]
+    assert model_cache.lost([stage("models/mine")], str(tmp_path)) == []
+    assert model_cache.lost(slips[:1], str(tmp_path), ["models/nope/config.json"]) == []
+    assert model_cache.lost([stage("src/nope")], "/none", ["src/code.py"]) == ["src/nope"]
     # A folder that sync will bring is one already.
     for coming, named in (
-        (["models/new/config.json"], False),
-        (["models/newer/x"], True),
-        (["models/new"], True),
+        (["own/new/config.json"], False),
+        (["owner/new/x"], True),
+        ([], True),
     ):
-        names = [one["name"] for one in model_cache.by_name([stage("models/new")], "/no", coming)]
-        assert names == (["models/new"] if named else []), coming
+        names = [one["name"] for one in model_cache.by_name([stage("own/new")], "/no", coming)]
+        assert names == (["own/new"] if named else []), coming
 
 
 def test_where_the_hubs_files_lie_is_what_its_library_says(tmp_path):

@@ -54,6 +54,7 @@ HEALTHY_HOST = HostFacts(
     load=3.0,
     cpus=16,
     clock_ahead=1.2,
+    clock_way=1.4,
 )
 SETTINGS = {
     "max_length": 2048,
@@ -558,6 +559,28 @@ CASES = [
     ),
     (card(docs.put(fabric__health__summary="Healthy")), "gpu_nvlink", "ok", "18 up", ""),
     (card(links=Links(True, {0: 4}, {0: 8})), "gpu_nvlink", "ok", "4 up on each, 8 not", ""),
+    # All links of all GPUs of a board are down: none is the best that another can be held against.
+    (
+        card(docs.gpus(2), limits={"gpus": 2}, links=Links(True, {}, {}, (0, 1))),
+        "gpu_nvlink",
+        "fail",
+        "GPU 0: 0, GPU 1: 0 links up",
+        "another machine",
+    ),
+    (
+        card(docs.gpus(2), limits={"gpus": 2}, links=Links(True, {}, {0: 18, 1: 18})),
+        "gpu_nvlink",
+        "fail",
+        "GPU 0: 0 of 18, GPU 1: 0 of 18 links up",
+        "another machine",
+    ),
+    (
+        card(links=Links(True, {}, {}, (0,))),
+        "gpu_nvlink",
+        "warn",
+        "GPU 0: 0 links up",
+        "another machine",
+    ),
     (card(docs.l4, links=Links(True)), "gpu_nvlink", "skipped", "no NVLink", ""),
     (card(links=Links()), "gpu_nvlink", "unknown", "not told", ""),
     (
@@ -877,7 +900,12 @@ CASES = [
     (host(load=40.0), "load", "warn", "2.5 per processor", "top"),
     (host(load=None), "load", "unknown", "not known", ""),
     (host(clock_ahead=-7200.0), "clock", "fail", "7200 s behind", "Set the clock"),
-    (host(clock_ahead=90.0), "clock", "warn", "90 s ahead", "Set the clock"),
+    (host(clock_ahead=90.0, clock_way=0.5), "clock", "warn", "90 s ahead", "Set the clock"),
+    # What the way took is no fault of the clock's; what it doesn't explain is.
+    (host(clock_ahead=50.0, clock_way=55.0), "clock", "ok", "within 50 s (the way there", ""),
+    (host(clock_ahead=3.0, clock_way=9.0), "clock", "ok", "within 6 s (the way there", ""),
+    (host(clock_ahead=90.0, clock_way=50.0), "clock", "warn", "40 s ahead", "Set the clock"),
+    (host(clock_ahead=-90.0, clock_way=50.0), "clock", "warn", "90 s behind", "Set the clock"),
     (host(clock_ahead=None), "clock", "skipped", "isn't known", ""),
     (healthy(packages=None), "packages", "unknown", "no Python for the training yet", ""),
     (healthy(packages=None, bare=REFUSAL), "packages", "fail", REFUSAL["msg"], REFUSAL["hint"]),
@@ -886,7 +914,7 @@ CASES = [
         healthy(packages={"torch": "2.5.1", "peft": None}),
         "packages",
         "fail",
-        "torch is 2.5.1, not >=2.6, peft is missing",
+        "torch is 2.5.1, peft is missing",
         "provisioning",
     ),
     (healthy(requirements={}), "packages", "skipped", "no package", ""),
@@ -895,11 +923,27 @@ CASES = [
         "data_files",
         "fail",
         "data/style.jsonl, line 1: it has no messages. data/style.jsonl, line 2: it has no "
-        "messages. data/style.jsonl, line 3: it has no messages. And 2 more.",
-        "correct the named lines",
+        "messages. data/style.jsonl, line 3: it has no messages. And 2 more (shown",
+        "Correct the named lines",
     ),
     (healthy(), "data_files", "ok", "3 chats in 1 file, on the host", ""),
-    (healthy(data=Data()), "data_files", "skipped", "no data file", ""),
+    (
+        healthy(models_lost=("models/nope",)),
+        "model_folder",
+        "fail",
+        "there is no folder models/nope in project_root",
+        "Set model_name_or_path",
+    ),
+    (
+        healthy(models_lost=("/data/nope",)),
+        "model_folder",
+        "fail",
+        "there is no folder /data/nope on the host",
+        "Set model_name_or_path",
+    ),
+    (healthy(stages=()), "model_folder", "skipped", "no stage of this project's", ""),
+    (healthy(data=Data(), stages=()), "data_files", "skipped", "no data file", ""),
+    (healthy(data=Data()), "data_files", "unknown", "nobody has looked at data/style.jsonl", ""),
     (healthy(data=Data(unfinished="not read")), "data_files", "unknown", "not read", ""),
     (
         healthy(data=Data((SOUND_FILE,), (LEAK,))),
@@ -910,7 +954,8 @@ CASES = [
     ),
     (healthy(data=Data(unfinished="not read")), "data_leak", "unknown", "not read", ""),
     (healthy(data=broken_file()), "data_leak", "unknown", "data/style.jsonl has problems", ""),
-    (healthy(data=Data()), "data_leak", "skipped", "no data file", ""),
+    (healthy(data=Data(), stages=()), "data_leak", "skipped", "no data file", ""),
+    (healthy(data=Data()), "data_leak", "unknown", "nobody has looked at data/style.jsonl", ""),
     (healthy(), "data_length", "ok", "line 2: 1500 bytes of text, within 2048 tokens", ""),
     (healthy(data=file(longest=4000)), "data_length", "ok", "likely within 2048", ""),
     (healthy(data=file(longest=12_000)), "data_length", "warn", "likely over 2048", "max_length"),
@@ -1040,8 +1085,46 @@ def test_sentence() -> None:
         "The check disk_free failed: 1 GiB free; expected: 10 GiB.",
         "Make room.",
     )
-    assert gate.sentence([one, one, one])[0].endswith("10 GiB (and 2 more checks failed).")
+    two, three = (dataclasses.replace(one, check=name) for name in ("memory", "data_files"))
+    message = gate.sentence([one, two, three])[0]
+    assert message.endswith("10 GiB (memory, data_files failed as well).")
     assert gate.sentence([dataclasses.replace(one, expected="")])[0].endswith("1 GiB free.")
+
+
+def test_sentence_of_data_says_once_what_is_wrong() -> None:
+    """What is seen there says what was expected; of packages, the bounds stand behind it alone."""
+    message, _hint = gate.sentence([finding(healthy(data=broken_file()), "data_files")])
+    assert message.endswith(
+        "line 3: it has no messages. And 2 more (shown with -v, and in a run's precheck.json). "
+        "Seen on the host."
+    )
+    old = finding(healthy(packages={"torch": "2.5.1", "peft": "0.21.2"}), "packages")
+    assert old.expected == "torch>=2.6"
+    assert gate.sentence([old])[0] == (
+        "The check packages failed: torch is 2.5.1; expected: torch>=2.6."
+    )
+
+
+@pytest.mark.parametrize(
+    ("context", "check", "setting"),
+    [
+        (host(load=400.0), "load", "max_load"),
+        (host(load=40.0), "load", "warn_load"),
+        (host(memory=GIB // 4), "memory", "min_memory_gib"),
+        (host(memory=GIB), "memory", "warn_memory_gib"),
+        (shm(free=8 * MIB), "shared_memory", "min_shm_mib"),
+        (shm(free=32 * MIB), "shared_memory", "warn_shm_mib"),
+        (shm(read_only=True), "shared_memory", "min_shm_mib"),
+        (host(clock_ahead=-7200.0), "clock", "max_clock_skew"),
+        (host(clock_ahead=90.0), "clock", "warn_clock_skew"),
+    ],
+)
+def test_what_was_expected_is_the_limit_that_was_passed(
+    context: Context, check: str, setting: str
+) -> None:
+    seen = finding(context, check)
+    assert f"{getattr(Limits(), setting):g} " in seen.expected
+    assert f"(gpu_gate_{setting})" in seen.expected
 
 
 def test_sentence_leaves_out_what_an_estimate_is_made_of() -> None:
@@ -1119,8 +1202,21 @@ def test_table_shows_what_is_not_as_expected() -> None:
 def test_table_fits_a_terminal(
     context: Context, check: str, result: str, seen: str, action: str
 ) -> None:
-    lines = gate.table(gate.run_checks(context), everything=True).splitlines()
-    assert max(width(line) for line in lines) <= 100
+    found = gate.run_checks(context)
+    for columns in (80, 100, 120):
+        lines = gate.table(found, everything=True, columns=columns).splitlines()
+        assert max(width(line) for line in lines) <= columns
+
+
+def test_a_narrow_table_has_what_to_do_below_its_row() -> None:
+    lines = gate.table([finding(host(load=40.0), "load")], columns=80).splitlines()
+    assert lines[0].split() == ["check", "result", "seen", "expected"]
+    at = next(i for i, line in enumerate(lines) if line.startswith("    what to do: See with top"))
+    assert at > 2
+    assert lines[at].startswith("    what")
+    wide = gate.table([finding(host(load=40.0), "load")], columns=140).splitlines()
+    assert "what to do" in wide[0]
+    assert len(wide) < len(lines)
 
 
 def test_silenced_check_is_run_and_does_not_count() -> None:

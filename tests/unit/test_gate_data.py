@@ -34,27 +34,27 @@ CASES: list[tuple[dict[str, list[str]], str, str, str, str]] = [
     (SOUND, "data_leak", "ok", "none", ""),
     (SOUND, "data_length", "ok", f"{STYLE}, line 1: 8 bytes of text, within 100 tokens", ""),
     ({BENCH: SOUND[BENCH]}, "data_files", "fail", f"{STYLE}: there is no such file", "Put the"),
-    ({**SOUND, STYLE: []}, "data_files", "fail", f"{STYLE}: it is empty.", "Put the file there"),
+    ({**SOUND, STYLE: []}, "data_files", "fail", f"{STYLE}: it is empty.", "Fill the empty file"),
     (
         {**SOUND, STYLE: [chat("a", "One?"), "{"]},
         "data_files",
         "fail",
         f"{STYLE}, line 2: not JSON (Expecting property name enclosed in double quotes at",
-        "correct the named lines",
+        "Correct the named lines",
     ),
     (
         {**SOUND, STYLE: [chat("a", "One?"), '{"id": "b"}']},
         "data_files",
         "fail",
         f"{STYLE}, line 2: it has no messages.",
-        "correct the named lines",
+        "Correct the named lines",
     ),
     (
         {**SOUND, STYLE: [chat("a", "One?"), chat("a", "Two?")]},
         "data_files",
         "fail",
         f'{STYLE}, line 2: the id "a" is already that of line 1.',
-        "correct the named lines",
+        "Correct the named lines",
     ),
     (
         {**SOUND, STYLE: [*SOUND[STYLE], chat("d", " THREE? ")]},
@@ -171,6 +171,8 @@ def test_both_sides_agree_on_every_word(run_module: Any, tmp_path: Path) -> None
     ]
     there = probed(run_module, tmp_path, data_files=files)
     for check in ("data_files", "data_leak", "data_length"):
+        # But for where the files were seen.
+        here[check]["seen"] = here[check]["seen"].replace("the controller.", "the host.")
         assert here[check] == there[check]
 
 
@@ -184,6 +186,52 @@ def test_data_on_two_machines_is_not_said_to_be_compared(run_module: Any, tmp_pa
         "unknown",
         f"{BENCH} (on the controller) was not compared with {STYLE} (on the host)",
     )
+
+
+FILES = [
+    {"name": STYLE, "role": "train", "stage": "style"},
+    {"name": BENCH, "role": "evaluate", "stage": "style"},
+]
+
+
+@pytest.mark.parametrize(
+    ("known", "unseen"), [([], f"{STYLE}, {BENCH}"), ([STYLE], BENCH), ([BENCH], STYLE)]
+)
+def test_files_that_nobody_has_seen_are_unknown_and_named(
+    run_module: Any, tmp_path: Path, known: list[str], unseen: str
+) -> None:
+    """As what git is yet to bring, where nothing of it lies here."""
+    lay_out(tmp_path, SOUND)
+    files = [file for file in FILES if file["name"] in known]
+    found = probed(run_module, tmp_path, data_files=files)
+    checks = {"data_files", "data_leak"} | ({"data_length"} if STYLE in unseen else set())
+    for name in ("data_files", "data_leak", "data_length"):
+        assert found[name]["result"] == ("unknown" if name in checks else "ok"), found[name]
+        names = STYLE if name == "data_length" else unseen
+        assert (f"nobody has looked at {names}" == found[name]["seen"]) == (name in checks)
+
+
+@pytest.mark.parametrize("without", ["sync", "nothing"])
+def test_what_is_not_synced_is_looked_at_where_it_is_trained_on(
+    tmp_path: Path, without: str
+) -> None:
+    """Without a sync the training reads the host's files, whatever lies here."""
+    lay_out(tmp_path, LEAKY)
+    wanted = request(tmp_path, "/srv/tutor")
+    wanted["steps"] = [step for step in wanted["steps"] if step != without]
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "training_sync_whitelist.txt").write_text("data\nscripts\n")
+    arguments = {"request": wanted, "data": "gate"}
+    plan = action(plan_action, arguments, lambda *_: {**MADE, "sync": NOTHING}).act({})
+    assert plan["data_on_host"] == (FILES if without == "sync" else [])
+    assert bool(plan["data_checked"]) == (without != "sync")
+    assert bool(plan["data_leaks"]) == (without != "sync")
+
+
+@pytest.mark.parametrize("data", ["stopp", "", None, True])
+def test_a_plan_that_is_told_nonsense_about_data_says_so(tmp_path: Path, data: Any) -> None:
+    with pytest.raises(TrainError, match=r"data is .*: it must be one of stop, warn, gate, skip"):
+        planned(tmp_path, data=data)
 
 
 LEAKY = {**SOUND, STYLE: [*SOUND[STYLE], chat("d", "Three?")]}

@@ -39,6 +39,7 @@ def refusing() -> int:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(package_index, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(package_index, "TRIES", 2)
     monkeypatch.setattr(package_index, "PAUSE", 0.05)
 
 
@@ -56,11 +57,12 @@ def tool(request, monkeypatch):
     return request.param
 
 
-def install(machine: Machine, url: str) -> list[str]:
-    """Install from an index; the lines that were said."""
-    if not machine.venv.exists():
-        installer.make_venv(machine.python, str(machine.venv))
-    python = str(machine.venv / "bin/python")
+def install(machine: Machine, url: str, python: str = "") -> list[str]:
+    """Install from an index, into a new venv if not for ``python``; the lines that were said."""
+    if not python:
+        if not machine.venv.exists():
+            installer.make_venv(machine.python, str(machine.venv))
+        python = str(machine.venv / "bin/python")
     said: list[str] = []
     pip = subprocess.run(
         [sys.executable, "-c", "import pip; print(pip.__path__[0])"],
@@ -83,7 +85,7 @@ def install(machine: Machine, url: str) -> list[str]:
 def refusal(machine: Machine, url: str) -> TrainError:
     began = time.monotonic()
     with pytest.raises(TrainError) as caught:
-        install(machine, url)
+        install(machine, url, machine.python)  # nothing is written before the index has answered
     assert time.monotonic() - began < 30
     error = caught.value
     assert error.message.startswith("The package index ")
@@ -103,7 +105,8 @@ def test_a_port_that_refuses(machine, tool):
     )
 
 
-def test_a_port_that_accepts_and_never_answers(machine, tool):
+def test_a_port_that_accepts_and_never_answers(machine, tool, monkeypatch):
+    monkeypatch.setattr(package_index, "ANSWER_SECONDS", 0.2)
     with silent() as port:
         for scheme in ("http", "https"):
             error = refusal(machine, f"{scheme}://me:{SECRET}@127.0.0.1:{port}/simple")
@@ -122,7 +125,7 @@ def test_a_name_server_that_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: time.sleep(60))
     began = time.monotonic()
     with pytest.raises(TrainError, match="https://mirror/simple can't be reached"):
-        package_index.check(["https://mirror/simple"], "torch", all_of_them=False)
+        package_index.check(["https://mirror/simple"], "torch", ())
     assert time.monotonic() - began < 10
 
 
@@ -189,6 +192,44 @@ def test_pip_leaves_out_an_index_that_is_dead_and_uv_does_not(
             assert time.monotonic() - began < 30
 
 
+def test_the_index_that_is_named_is_never_left_out(machine, tool, tmp_path, monkeypatch):
+    """Who names a mirror wants that one, be there others that the host is set up with."""
+    with served(machine.index) as server:
+        other = f"http://127.0.0.1:{server.server_port}/simple"
+        config = tmp_path / "pip.conf"
+        config.write_text(f"[global]\nextra-index-url = {other}\n")
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
+        dead = f"http://127.0.0.1:{refusing()}/simple"
+        assert f"{dead} can't be reached" in refusal(machine, dead).message
+
+
+def test_an_address_that_is_none(machine, tool, tmp_path, monkeypatch):
+    """One that the host is set up with is left to the installer."""
+    config = tmp_path / "pip.conf"
+    config.write_text("[global]\nindex-url = http://[bad/simple\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
+    with pytest.raises(TrainError, match=r"^Installing small-thing>=1 failed: "):
+        install(machine, "")
+    assert package_index.check(["http://[bad"], "torch", ()) == {}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[bad", "mirror.example/simple", "http://", "ftp://x/simple", "https://x:y/simple"],
+)
+def test_an_index_that_is_named_is_an_address(url):
+    with pytest.raises(TrainError, match=r"^provision_index_url is no address") as caught:
+        package_index.checked(url.replace("//", f"//me:{SECRET}@"))
+    assert SECRET not in str(caught.value)
+    for good in (
+        "",
+        "https://me:pw@host:8443/simple/",
+        "file:///srv/index",
+        "http://[::1]:80/simple",
+    ):
+        assert package_index.checked(good) == good
+
+
 def test_the_way_leads_through_the_proxy(machine, tool, tmp_path, monkeypatch):
     """What the environment names; pip has a setting of its own, which uv is handed."""
     simple_index(tmp_path / "served", machine.index)
@@ -243,11 +284,24 @@ def test_what_speaks_no_tls_or_nothing_known_can_be_reached(machine):
         ("https://me:pw@host:8443/a/simple?key=pw#x", "https://host:8443/a/simple"),
         ("https://token@host/simple", "https://host/simple"),
         ("file:///srv/index", "file:///srv/index"),
+        ("https://host/t/k7Qw2-s8Rz5/simple", "https://host/t/.../simple"),
+        ("https://host/3f9a2b7c/owner/whl/cu128/", "https://host/.../owner/whl/.../"),
+        ("https://host/Sesame/simple", "https://host/.../simple"),
+        ("http://[bad", "(no address)"),
     ],
 )
 def test_an_address_as_a_person_may_see_it(url, words):
     assert package_index.shown(url) == words
 
 
+def test_a_token_in_an_address_is_told_apart():
+    url = "https://me:pw@host/t/k7Qw2-s8Rz5/simple?key=0123456789"
+    assert package_index.hidden(url) == ("k7Qw2-s8Rz5", "key=0123456789")
+    assert package_index.hidden("https://host/whl/cu128/simple") == ()
+    assert package_index.hidden("http://[bad") == ()
+
+
 def test_an_index_that_is_a_folder_is_not_asked():
-    assert package_index.check(["file:///nowhere/simple"], "torch", all_of_them=True) == {}
+    assert (
+        package_index.check(["file:///nowhere/simple"], "torch", ["file:///nowhere/simple"]) == {}
+    )

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from remote_train import detached, installer, programs, provision, pythons
+from remote_train import detached, install_failures, installer, programs, provision, pythons
 from remote_train.errors import TrainError
 from remote_train.installer import Source
 from tests.unit.command_lines import command_lines
@@ -332,14 +332,18 @@ def test_a_named_python_is_never_installed_into(machine):
     before = machine.contents()
     with pytest.raises(TrainError) as caught:
         provision.look(wanted(machine, python=machine.python))
-    assert caught.value.message == (f"The Python {machine.python} can't train: small-thing>=1,<2.")
+    assert caught.value.message == (
+        f"The Python {machine.python} can't train: it lacks small-thing>=1,<2."
+    )
     assert "provision_python" in caught.value.hint
     assert caught.value.category == "infra"
     assert machine.contents() == before
 
 
 def test_a_named_python_that_is_not_there(machine):
-    with pytest.raises(TrainError, match=r"/nowhere/python doesn't run \(FileNotFoundError\)"):
+    with pytest.raises(
+        TrainError, match=r"/nowhere/python doesn't run \(no such file or directory\)"
+    ):
         provision.look(wanted(machine, python="/nowhere/python"))
 
 
@@ -396,6 +400,7 @@ def test_a_folder_that_lacks_a_wheel_is_told_which(machine, tool, name, asked, n
         ("echo one; echo two; exit 1", "It failed: two"),
         ("echo why >&2; exit 1", "It failed: why"),
         ("echo ERROR: this; echo then that; exit 1", "It failed: ERROR: this"),
+        ("echo ERROR: this; echo WARNING: an error; exit 1", "It failed: ERROR: this"),
         ("echo error: no solution; echo '  cause: because'; exit 1", "It failed: because"),
         ("sleep 30", "It failed: it took longer than 1 s."),
     ],
@@ -406,13 +411,9 @@ def test_a_program_that_fails_is_one_sentence(script, words):
     assert caught.value.message == words
 
 
-def test_a_program_that_is_not_there_and_a_full_disk():
+def test_a_program_that_is_not_there():
     with pytest.raises(TrainError, match=r"It failed: \[Errno 2\]"):
         programs.run(["/nowhere"], "It failed", "A hint.")
-    script = "echo 'OSError: [Errno 28] No space left on device'; exit 1"
-    with pytest.raises(TrainError) as caught:
-        programs.run(["sh", "-c", script], "It failed", "A hint.")
-    assert "runtime_base" in caught.value.hint
 
 
 # Disks
@@ -451,6 +452,60 @@ def test_a_disk_that_the_downloads_fill_is_named(machine, tmp_path, monkeypatch)
             carry_out(asked)
         assert f"the disk of {disk}/cache is full" in caught.value.message
         assert "runtime_base" in caught.value.hint
+
+
+def failed_install(places: dict[str, str], *lines: str) -> TrainError:
+    """How a program's end is explained that prints these lines."""
+    script = "".join(f"echo '{line}'; " for line in lines) + "exit 1"
+    with pytest.raises(programs.FailedError) as caught:
+        programs.run(["sh", "-c", script], "Installing x failed", "A hint.")
+    return install_failures.explained(caught.value, sys.executable, places)
+
+
+def test_a_disk_is_blamed_for_what_ended_the_installation_alone(tmp_path):
+    places = {str(tmp_path): "choose another project_root"}
+    lines = ["WARNING: Failed to write cache: [Errno 30] Read-only file system"]
+    lines += ["WARNING: [Errno 28] No space left on device"]
+    lines += ["ERROR: No matching distribution found for x"]
+    found = failed_install(places, *lines)
+    assert found.message == "Installing x failed: ERROR: No matching distribution found for x"
+    # One that can only be read, and is none of these.
+    found = failed_install(places, "ERROR: [Errno 30] Read-only file system: /x")
+    assert found.message == "Installing x failed: ERROR: [Errno 30] Read-only file system: /x"
+    found = failed_install(places, "ERROR: [Errno 28] No space left on device")
+    assert f"the disk of {tmp_path} is full" in found.message
+    assert found.hint == "Free some space there, or choose another project_root."
+
+
+def test_a_fetch_that_dies_on_a_full_disk_names_the_models_disk(machine, tmp_path):
+    model = {"name": "a/b", "revision": "main", "modelscope": False}
+    asked = wanted(machine, cache_on=tmp_path / "data")
+    (machine.root / detached.FOLDER).mkdir(parents=True)
+    dies = tmp_path / "python"
+    dies.write_text("#!/bin/sh\necho 'OSError: [Errno 28] No space left on device'\nexit 1\n")
+    dies.chmod(0o755)
+    reporter = detached.Reporter(asked.root, "token")
+    with pytest.raises(TrainError) as caught:
+        provision.fetch(asked, model, str(dies), reporter, "")
+    assert caught.value.message == (
+        f"The model a/b can't be fetched: the disk of {tmp_path}/data/huggingface/hub is full."
+    )
+    assert caught.value.hint == "Free some space there, or set runtime_base to a larger disk."
+
+
+def test_an_end_by_hand_is_no_failed_installation(machine, monkeypatch):
+    """Whatever was printed before."""
+
+    def end(_line: str) -> None:
+        raise TrainError("Provisioning was ended on the host.")
+
+    monkeypatch.setattr(installer, "find_uv", lambda _base: "")
+    monkeypatch.setattr(
+        installer, "_pip", lambda *_args: ["sh", "-c", "echo 'No space left on device'; exit 1"]
+    )
+    wheels = Source(wheels=str(machine.index))
+    with pytest.raises(TrainError, match="ended on the host"):
+        installer.install(machine.python, machine.python, ["x"], "", wheels, on_line=end)
 
 
 @pytest.mark.parametrize(
@@ -628,12 +683,12 @@ def test_no_password_of_the_hub_stands_in_the_steps(tmp_path):
 
 def test_the_module_takes_a_folder_of_the_hosts_for_a_model(tmp_path, run_module):
     model = {"model_revision": "main", "use_modelscope": False}
-    stages = [{"command": "", "model": {**model, "model_name_or_path": "models/mine"}}]
+    stages = [{"command": "", "model": {**model, "model_name_or_path": "own/mine"}}]
     arguments = {"project_root": str(tmp_path), "requirements": {}, "stages": stages}
     assert run_module("provision", **arguments)["steps"] == [
-        "fetches the model models/mine@main from the hub"
+        "fetches the model own/mine@main from the hub"
     ]
-    (tmp_path / "models/mine").mkdir(parents=True)
+    (tmp_path / "own/mine").mkdir(parents=True)
     assert run_module("provision", **arguments)["steps"] == []
 
 

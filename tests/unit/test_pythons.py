@@ -120,11 +120,15 @@ def test_a_version_that_is_too_old_is_missing_and_shown():
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("exit 1", "CalledProcessError"),
-        ("kill -9 $$", "CalledProcessError"),
-        ("echo no JSON", "JSONDecodeError"),
-        ("printf '\\377'", "UnicodeDecodeError"),
-        ("sleep 60", "TimeoutExpired"),
+        ("exit 1", "ended with status 1: no word"),
+        ("echo one; echo no torch here >&2; exit 3", "ended with status 3: no torch here"),
+        ("echo out of order; exit 3", "ended with status 3: out of order"),
+        ("kill -9 $$", "was killed by SIGKILL"),
+        ("echo no JSON", "printed what is no answer: no JSON"),
+        ("echo []", "printed what is no answer: []"),
+        ("exit 0", "printed what is no answer: no word"),
+        ("printf '\\377'", "printed what is no answer: \ufffd"),
+        ("sleep 60", "no answer in 0.5 s"),
     ],
 )
 def test_a_broken_shim_is_a_finding_and_no_crash(fake, text, why):
@@ -189,7 +193,7 @@ def test_the_first_that_has_it_all_trains_and_the_others_are_told(fake, tmp_path
     assert search["found"]["path"] == good
     assert [(t["path"], t["missing"]) for t in search["tried"]] == [
         (old, ["torch>=2.6 (it has 2.5)"]),
-        (shim, [f"{shim} doesn't run (CalledProcessError)"]),
+        (shim, [f"{shim} doesn't run (ended with status 127: no word)"]),
         (good, []),
     ]
 

@@ -11,12 +11,11 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from .programs import HANGS, UNUSABLE, Ended, ask_all
+from .asked import HANGS, UNUSABLE, Ended, ask_all
 
 REACHED = {
     "torch": ("torch", "cpu_products", "cuda", "gpu_products", "bandwidth"),
@@ -42,7 +41,7 @@ def ask(
         ended = ask_all(
             {kind: [python, path, kind] for kind in requests},
             seconds,
-            {kind: json.dumps(dict(request)) for kind, request in requests.items()},
+            {kind: json.dumps(dict(request)).encode() for kind, request in requests.items()},
             folder,
         )
     finally:
@@ -69,13 +68,4 @@ def _tell(answer: dict[str, dict[str, Any]], kind: str, ended: Ended, seconds: f
     if ended.state == HANGS:
         answer["hung"][begun or REACHED[kind][-1]] = f"{seconds:.0f} s"
     elif not well and begun not in answer["found"]:
-        answer["died"][begun] = _ending(ended)
-
-
-def _ending(ended: Ended) -> str:
-    if ended.state == UNUSABLE:
-        return f"can't be started: {ended.reason}"
-    if ended.status < 0:
-        return f"was killed by {signal.Signals(-ended.status).name}"
-    lines = ended.complaints.splitlines()
-    return f"ended with status {ended.status}: {lines[-1] if lines else 'no word'}"
+        answer["died"][begun] = ended.trouble

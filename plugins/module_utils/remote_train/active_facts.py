@@ -9,10 +9,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import fingerprint, memory_need, model_cache
+from . import fingerprint, host_facts, memory_need, model_cache
 from .active_ask import REACHED, ask
+from .gate_limits import ActiveLimits, Limits
 from .gate_model import FAIL, OFF, SKIPPED, UNKNOWN, Verdict
 from .memory_need import Model
+
+ENOUGH = 2 / 3
+"""The part of ``active_gate_timeout`` below which no answer is no sign of a defect."""
+
+BUSY = 2.0
+"""The load of each processor above which being slow is no sign of a defect."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,11 @@ class Facts:
     """What the training's Python said, and what it is judged by.
 
     ``found`` holds the facts of each part; ``hung`` and ``died`` name the parts that a child was
-    in when it was killed, or ended by itself, with the words for that. ``driver_cuda`` is the
-    newest CUDA that the driver runs, or empty.
+    in when it was killed, or ended by itself, with the words for that. ``cut_from`` is the
+    setting's time where the children got much less, else 0; ``load`` is that of each processor.
+    ``driver_cuda`` is the newest CUDA that the driver runs, or empty; ``driver_fails`` is whether
+    the passive gate found the driver dead. ``coming`` are the files that sync is yet to bring;
+    ``lost`` the base models that the passive gate has missed.
     """
 
     python: str = ""
@@ -45,9 +55,14 @@ class Facts:
     bases: tuple[Base, ...] = ()
     gpus: int = 1
     driver_cuda: str = ""
-    warn_bandwidth: float = 4.0
-    min_bandwidth: float = 0.5
-    memory_slack: float = 0.15
+    driver_fails: bool = False
+    cut_from: float = 0.0
+    load: float | None = None
+    coming: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    warn_bandwidth: float = ActiveLimits.warn_bandwidth
+    min_bandwidth: float = ActiveLimits.min_bandwidth
+    memory_slack: float = Limits.memory_slack
 
     def part(self, name: str) -> dict[str, Any]:
         """The facts of one part; empty where there are none."""
@@ -59,13 +74,32 @@ class Facts:
         if not self.python:
             return Verdict(UNKNOWN, "no Python for the training yet: provisioning makes one")
         if name in self.hung:
-            return Verdict(FAIL, f"no answer in {self.hung[name]}", expected, action)
+            return self._too_late(self.hung[name], expected)
         if name in self.died:
             return Verdict(FAIL, f"its process {self.died[name]}", expected, action)
         if name not in self.found:
             return Verdict(UNKNOWN, self._not_reached(name))
         error = self.part(name).get("error")
         return Verdict(FAIL, str(error), expected, action) if error else None
+
+    def _too_late(self, waited: str, expected: str) -> Verdict:
+        """The verdict on a part that hung: where the machine may just be slow, nothing is known."""
+        load = "not known" if self.load is None else f"{self.load:.1f} per processor"
+        seen = f"no answer in {waited}"
+        if self.cut_from:
+            seen += f" (cut from {self.cut_from:g}: no more was left of the minute)"
+        busy = self.load is not None and self.load > BUSY
+        if self.cut_from or busy:
+            action = (
+                f"A slow machine takes so long (its load is {load}): ask again when it is idle. "
+                "active_gate_timeout is how long it is waited for, at most."
+            )
+            return Verdict(UNKNOWN, seen, expected, action)
+        action = (
+            f"The machine isn't busy (its load is {load}), so a file system or a driver hangs, or "
+            "its disk is very slow: try by hand; active_gate_timeout is how long it is waited for."
+        )
+        return Verdict(FAIL, seen, expected, action)
 
     def broken(self, name: str) -> bool:
         """Whether a part was begun and gave nothing to judge: it hung, died, or raised an error."""
@@ -162,6 +196,12 @@ def gather(facts: Facts, root: str, mode: str, program: str, seconds: float) -> 
     if not facts.python:
         return facts
     answer = ask(facts.python, program, requests_for(facts, root, mode), seconds)
+    load, cpus = host_facts.load(), os.cpu_count()
     return dataclasses.replace(
-        facts, found=answer["found"], hung=answer["hung"], died=answer["died"]
+        facts,
+        found=answer["found"],
+        hung=answer["hung"],
+        died=answer["died"],
+        cut_from=facts.cut_from if seconds < facts.cut_from * ENOUGH else 0.0,
+        load=load / cpus if load is not None and cpus else None,
     )

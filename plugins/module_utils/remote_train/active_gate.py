@@ -74,6 +74,8 @@ def torch_cuda(facts: Facts) -> Verdict:
         return trouble
     if facts.part("cuda").get("available"):
         return Verdict(OK, "available", expected)
+    if facts.driver_fails:
+        return Verdict(SKIPPED, "no GPU can be used, see driver", expected)
     why = str(facts.part("cuda").get("why") or "torch sees no GPU")
     if not (facts.part("torch").get("cuda") or facts.part("torch").get("hip")):
         why = f"torch {facts.part('torch').get('version')} is built without CUDA"
@@ -199,13 +201,14 @@ def _each_base(
         if cause:
             verdict = Verdict(SKIPPED, cause, expected)
         elif not base.folder:
-            away = f"{base.name} is not on the host yet: provisioning fetches it"
+            away = f"{base.name} is not on the host yet: sync or provisioning brings it"
             verdict = Verdict(UNKNOWN, away, expected)
         else:
             name = f"{part}:{number}"
             verdict = facts.trouble(name, expected, action) or judge(number, base, facts.part(name))
-            if verdict.result == FAIL and base.name not in verdict.seen:
-                verdict = Verdict(FAIL, f"{base.name}: {verdict.seen}", expected, verdict.action)
+            named = verdict.result == FAIL or name in facts.hung
+            if named and base.name not in verdict.seen:
+                verdict = dataclasses.replace(verdict, seen=f"{base.name}: {verdict.seen}")
         found.append(verdict)
     order = (FAIL, WARN, UNKNOWN, SKIPPED, OK)
     worst = min(found, key=lambda verdict: order.index(verdict.result))
@@ -216,6 +219,8 @@ def _each_base(
 
 def _cause(facts: Facts, number: int, base: Base, check: str) -> str:
     """What another check has told already and this one depends on; empty where there is nothing."""
+    if not base.folder and base.name in facts.lost:
+        return f"{base.name} is not there, see model_folder"
     if check == "model_config":
         return ""
     tokens = facts.part(f"tokenizer:{number}")
@@ -253,10 +258,10 @@ def model_config(facts: Facts) -> Verdict:
         "(--tags provision)."
     )
     trouble = facts.trouble("transformers", expected, words)
-    if facts.bases and trouble and trouble.result == FAIL:
+    if facts.bases and trouble and facts.broken("transformers"):
         return dataclasses.replace(trouble, seen=f"transformers: {trouble.seen}")
     for base in facts.bases:
-        if facts.python and _missing(base):
+        if facts.python and _missing(base) and base.name not in facts.lost:
             words = "Set model_name_or_path to a folder on the GPU host, or to a name on the hub."
             return Verdict(FAIL, f"{base.name} is not there", expected, words)
 
@@ -296,7 +301,8 @@ def chat_template(facts: Facts) -> Verdict:
             return Verdict(FAIL, f"the tokenizer of {base.name} has none", expected, action)
         trouble = facts.trouble(f"lengths:{number}", expected, "")
         if trouble:
-            why = ", see chat_tokens" if trouble.result == FAIL else f": {trouble.seen}"
+            told = facts.broken(f"lengths:{number}")
+            why = ", see chat_tokens" if told else f": {trouble.seen}"
             return Verdict(UNKNOWN, f"there, but no chat was rendered{why}", expected)
         files = facts.part(f"lengths:{number}")
         refused = [
@@ -307,9 +313,9 @@ def chat_template(facts: Facts) -> Verdict:
         if refused:
             words = "Write these chats in the form that the base model's template wants."
             return Verdict(FAIL, any_of(refused, 2), expected, words)
-        away = _not_there(files)
+        away = _not_there(facts, files, expected)
         if away:
-            return Verdict(UNKNOWN, f"there, but {away}", expected)
+            return dataclasses.replace(away, seen=f"there, but {away.seen}")
         tried, of = (sum(lengths[key] for lengths in files.values()) for key in ("chats", "of"))
         if not tried:
             return Verdict(SKIPPED, "there; no chat to render", expected)
@@ -320,10 +326,25 @@ def chat_template(facts: Facts) -> Verdict:
     return _each_base(facts, "chat_template", "tokenizer", (expected, action), judge)
 
 
-def _not_there(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Which files of chats are yet to come; empty where all are there."""
+def _not_there(
+    facts: Facts, files: Mapping[str, Mapping[str, Any]], expected: str
+) -> Verdict | None:
+    """The verdict where files of chats aren't there; None where all are."""
     away = [file for file, lengths in files.items() if lengths.get("missing")]
-    return f"{any_of(away, 2)} {'is' if len(away) == 1 else 'are'} not on the host yet" * bool(away)
+    lost = [file for file in away if file not in facts.coming]
+    if lost:
+        are = "is" if len(lost) == 1 else "are"
+        seen = f"{any_of(lost, 2)} {are} not on the host, see data_files"
+        return Verdict(SKIPPED, seen, expected)
+    if not away:
+        return None
+    are, them = ("is", "it") if len(away) == 1 else ("are", "them")
+    seen = f"{any_of(away, 2)} {are} still to be sent: only what is on the host is rendered"
+    action = (
+        f"train_all asks by itself when it has sent {them}; to know it before, send {them} with "
+        "`ansible-playbook playbooks/sync.yml` and give the same command again."
+    )
+    return Verdict(UNKNOWN, seen, expected, action)
 
 
 def chat_tokens(facts: Facts) -> Verdict:
@@ -353,9 +374,9 @@ def chat_tokens(facts: Facts) -> Verdict:
         if refused:
             seen = f"{quantity(refused, 'chat')} can't be rendered, see chat_template"
             return Verdict(SKIPPED, seen, expected)
-        away = _not_there(found)
+        away = _not_there(facts, found, expected)
         if away:
-            return Verdict(UNKNOWN, away, expected)
+            return dataclasses.replace(away, action="")  # chat_template has said it
         if not any(lengths["chats"] for lengths in found.values()):
             return Verdict(SKIPPED, "no chat to count", expected)
         return Verdict(OK, f"the longest has {longest} tokens", expected)

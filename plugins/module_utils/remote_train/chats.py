@@ -21,6 +21,9 @@ ROLES = ("system", "user", "assistant", "tool")
 #: turn to answer.
 PURPOSES = ("train", "evaluate")
 
+#: What is said of a file without a chat: of no byte, and of blank lines.
+EMPTY = ("it is empty", "it holds nothing but blank lines")
+
 #: How many problems of a file are told one by one; all are counted.
 MOST_PROBLEMS = 20
 
@@ -124,7 +127,7 @@ def check_file(path: str, shown_name: str, *purposes: str) -> FileReport:
             _check_line(report, number, line, offset, purposes or ("train",))
         offset += len(line) + 1
     if report.lines == 0:
-        report.add(None, "it is empty" if not data else "it holds nothing but blank lines")
+        report.add(None, EMPTY[1] if data else EMPTY[0])
     return report
 
 

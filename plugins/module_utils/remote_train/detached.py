@@ -265,7 +265,20 @@ def _leave(lock: int) -> None:  # pragma: no cover - in the child alone
     # What is run (programs.run) has it as well: one that outlives us still works in this place.
     os.set_inheritable(lock, True)
     os.chdir("/")
-    signal.signal(signal.SIGTERM, _ended_by_hand)
+    # It is kept until the work has begun (_endable), and does nothing once that has ended.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _endable() -> Iterator[None]:
+    """Let SIGTERM end the body, and nothing outside of it."""
+    before = signal.signal(signal.SIGTERM, _ended_by_hand)
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ended_by_hand(number: int, _frame: object) -> None:  # pragma: no cover - in the child alone
@@ -299,7 +312,9 @@ def carry_out(reporter: Reporter, work: Work) -> int:
     """Do the work under a heartbeat, and leave how it ended; the exit status."""
     with _beating(reporter):
         try:
-            ending: dict[str, Any] = {"state": "done", "result": dict(work(reporter))}
+            with _endable():
+                result = dict(work(reporter))
+            ending: dict[str, Any] = {"state": "done", "result": result}
         except TrainError as error:
             ending = {"state": "failed", "error": reporter.error(error)}
         except Exception as error:  # a defect of ours, too, must reach the person

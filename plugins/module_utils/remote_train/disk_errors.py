@@ -41,18 +41,17 @@ _PRINTED = {
 }
 
 
-def printed(text: str) -> int:
-    """The error number of a disk that a program's words speak of, 0 where they don't."""
-    return next((number for number, words in _PRINTED.items() if re.search(words, text)), 0)
+def refused(what: str, reason: str, places: Mapping[str, str]) -> TrainError | None:
+    """``what`` can't be done, since one of the disks that it writes to takes nothing; or None.
 
-
-def refused(what: str, number: int, places: Mapping[str, str]) -> TrainError:
-    """``what`` can't be done, since one of the disks that it writes to takes nothing.
-
-    :param number: the error's number.
+    :param reason: why a program failed, in its words; None is returned where they speak of no disk,
+        or where it is none of these.
     :param places: the folders that were written to, with what may be done beside making room. The
         disk that is meant is found by looking: a program doesn't always say where it wrote.
     """
+    number = next((number for number, words in _PRINTED.items() if re.search(words, reason)), 0)
+    if not number:
+        return None
     looks = {folder: look for folder in places if (look := _look(folder))}
     if number == errno.EROFS:
         meant = [folder for folder, look in looks.items() if look.f_flag & os.ST_RDONLY]
@@ -62,7 +61,9 @@ def refused(what: str, number: int, places: Mapping[str, str]) -> TrainError:
         words, remedy = "is full", "Free some space there"
         if number == errno.EDQUOT:
             words = "takes no more of this user's (quota)"
-    folder = (meant or list(places))[0]
+    if not meant:
+        return None
+    folder = meant[0]
     return TrainError(
         f"{what}: the disk of {folder} {words}.", f"{remedy}, or {places[folder]}.", "infra"
     )

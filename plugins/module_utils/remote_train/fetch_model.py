@@ -287,7 +287,7 @@ class Hub:
                 "Set model_name_or_path to owner/name, or to a folder on the host.",
             )
         return FetchError(
-            f"{which} can't be fetched from {self.endpoint}: {_first(error)}.",
+            f"{which} can't be fetched from {self.endpoint}: {_why(error)}.",
             "Check the host's way to it: hf_endpoint names a mirror, use_modelscope another hub, "
             "and model_name_or_path may be a folder on the host. What has arrived is kept.",
         )
@@ -311,6 +311,25 @@ def _first(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+_WHYS = (
+    ("connection refused", "the connection is refused"),
+    ("name or service not known", "the host doesn't know that name"),
+    ("temporary failure in name resolution", "the host can't look up names"),
+    ("no address associated", "the host doesn't know that name"),
+    ("network is unreachable", "the host has no way there"),
+    ("no route to host", "the host has no way there"),
+    ("connection reset", "the connection was cut"),
+    ("certificate verify failed", "its certificate isn't trusted"),
+    ("timed out", "no answer in time"),
+)
+"""What a cause is in words, by a piece of the system's own."""
+
+
+def _why(error: BaseException) -> str:
+    text = _first(error)
+    return next((words for piece, words in _WHYS if piece in text.lower()), text)
+
+
 def from_modelscope(name: str, revision: str) -> str:
     """The same from ModelScope, by its own library, which goes on with what it has of a file."""
     try:
@@ -328,7 +347,7 @@ def from_modelscope(name: str, revision: str) -> str:
         return str(library.snapshot_download(name, revision=wanted))
     except Exception as error:  # its library has no common error class
         raise FetchError(
-            f"The model {name} can't be fetched from ModelScope: {_first(error)}.",
+            f"The model {name} can't be fetched from ModelScope: {_why(error)}.",
             "Check its name there and the host's way to it, or name a folder on the host. What has "
             "arrived is kept.",
         ) from error

@@ -7,9 +7,11 @@ row in the table of its file; nothing else knows of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from . import gate_data, gate_driver, gate_gpu, gate_health, gate_host, gate_links
 from .gate_model import (
+    DATA,
     FAIL,
     GPU,
     MODES,
@@ -27,7 +29,7 @@ from .gate_model import (
     left_out,
     quantity,
 )
-from .text_table import text_table
+from .text_table import text_table, wrap
 
 CHECKS: tuple[Check[Context], ...] = (
     *gate_driver.CHECKS,
@@ -39,8 +41,8 @@ CHECKS: tuple[Check[Context], ...] = (
 )
 """Every check of the passive gate, in the order of its table."""
 
-WIDTHS = (17, 7, 26, 18, 24)
-"""The most columns of the table's cells: with the gaps, 100 in all."""
+COLUMNS = 100
+"""How wide the table is where no terminal says how wide it is; what is narrower has one less."""
 
 
 def run_checks(
@@ -114,11 +116,12 @@ def sentence(stopping: Sequence[Finding]) -> tuple[str, str]:
     if not stopping:
         return "", ""
     first = stopping[0]
-    others = len(stopping) - 1
+    others = [finding.check for finding in stopping[1:]]
     # What an estimate is made of stands in the table, behind a colon.
     wanted = first.expected.split(": ")[0].rstrip(".")
-    expected = f"; expected: {wanted}" if wanted else ""
-    more = f" (and {quantity(others, 'more check')} failed)" if others else ""
+    # What is wrong with data says by itself what was expected.
+    expected = f"; expected: {wanted}" if wanted and first.scope != DATA else ""
+    more = f" ({any_of(others, most=6)} failed as well)" if others else ""
     seen = first.seen.rstrip(".")
     return f"The check {first.check} failed: {seen}{expected}{more}.", first.action
 
@@ -151,9 +154,33 @@ def closing(findings: Sequence[Finding], mode: str, subject: str = "The machine"
     return f"{subject} {passes}; {well}."
 
 
-def table(findings: Iterable[Finding], everything: bool = False) -> str:
-    """The findings as a text table of at most 100 columns.
+def told(
+    findings: Sequence[Finding], mode: str, subject: str, columns: int = COLUMNS
+) -> dict[str, Any]:
+    """All that is said of the findings of one part of the gate.
 
+    :param subject: what passes or doesn't.
+    :param columns: how wide the tables may be.
+    """
+    stop, stopping = judge(findings, mode)
+    message, hint = sentence(stopping)
+    return {
+        "findings": [finding.as_dict() for finding in findings],
+        "stop": stop,
+        "stopping": [finding.as_dict() for finding in stopping],
+        "message": message,
+        "hint": hint,
+        "closing": closing(findings, mode, subject),
+        "summary": count_results(findings),
+        "table": table(findings, columns=columns),
+        "full_table": table(findings, everything=True, columns=columns),
+    }
+
+
+def table(findings: Iterable[Finding], everything: bool = False, columns: int = COLUMNS) -> str:
+    """The findings as a text table; where that is narrow, what to do stands below each row.
+
+    :param columns: the most that it takes; from 60 to 160 are used.
     :param everything: all of them; else those that aren't ok or skipped, and those that were
         silenced and would be neither.
     """
@@ -166,4 +193,19 @@ def table(findings: Iterable[Finding], everything: bool = False) -> str:
         or (finding.silenced and finding.would_be not in quiet)
     ]
     header = ("check", "result", "seen", "expected", "what to do")
-    return text_table(header, rows, WIDTHS) if rows else ""
+    if not rows:
+        return ""
+    columns = min(max(columns, 60), 160)
+    if columns >= COLUMNS:
+        # What is left beside the names and the gaps, in the proportion that a wide one has it.
+        left = columns - 17 - 7 - 4 * 2
+        seen, expected = left * 26 // 68, left * 18 // 68
+        return text_table(header, rows, (17, 7, seen, expected, left - seen - expected))
+    left = columns - 17 - 7 - 3 * 2
+    seen = left * 14 // 25
+    below = [
+        [f"    {line}" for line in wrap(f"what to do: {row[-1]}", columns - 4) if row[-1]]
+        for row in rows
+    ]
+    short = [row[:-1] for row in rows]
+    return text_table(header[:-1], short, (17, 7, seen, left - seen), below=below)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .chats import EMPTY, PURPOSES
 from .gate_model import (
     DATA,
     FAIL,
@@ -17,6 +18,7 @@ from .gate_model import (
     Context,
     Verdict,
     any_of,
+    each_once,
     quantity,
 )
 from .pythons import satisfies
@@ -36,22 +38,46 @@ def packages(context: Context) -> Verdict:
     if not context.requirements:
         return Verdict(SKIPPED, "no package is asked for")
     if context.packages is None and context.bare.get("msg"):
-        return Verdict(FAIL, str(context.bare["msg"]), expected, str(context.bare["hint"]))
+        # Its sentence holds the list already.
+        words = "all that the training needs"
+        return Verdict(FAIL, str(context.bare["msg"]), words, str(context.bare["hint"]))
     if context.packages is None:
         return Verdict(UNKNOWN, "no Python for the training yet: provisioning sees to it", expected)
-    bad, good = [], []
+    bad, broken, good = [], [], []
     for name, bounds in context.requirements.items():
         found = context.packages.get(name)
         if found is None:
             bad.append(f"{name} is missing")
         elif not satisfies(found, bounds):
-            bad.append(f"{name} is {found}, not {bounds}")
+            bad.append(f"{name} is {found}")
         else:
             good.append(f"{name} {found}")
+            continue
+        broken.append(f"{name}{bounds}")
     if bad:
         action = "Let provisioning install them (--tags provision), or install them by hand."
-        return Verdict(FAIL, any_of(bad, most=6), expected, action)
+        return Verdict(FAIL, any_of(bad, most=6), any_of(broken, most=6), action)
     return Verdict(OK, any_of(good, most=6), expected)
+
+
+def model_folder(context: Context) -> Verdict:
+    """Whether each base model that is given as a folder is there, or will be sent.
+
+    A path is one that is absolute, or begins with a folder of the project, or with ``models/``.
+    """
+    expected = "a folder on the host, or a name on a hub"
+    names = [s["model"]["model_name_or_path"] for s in context.stages if not s["command"]]
+    if not names:
+        return Verdict(SKIPPED, "no stage of this project's own training runs", expected)
+    if context.models_lost:
+        bad = [
+            f"there is no folder {name}"
+            + (" on the host" if name.startswith(("/", "~")) else " in project_root")
+            for name in context.models_lost
+        ]
+        action = "Set model_name_or_path to a folder on the GPU host, or to a name on the hub."
+        return Verdict(FAIL, any_of(bad), expected, action)
+    return Verdict(OK, any_of(each_once(map(str, names))), expected)
 
 
 def _sentence(problem: Mapping[str, Any]) -> str:
@@ -60,9 +86,30 @@ def _sentence(problem: Mapping[str, Any]) -> str:
 
 
 def _some(sentences: list[str], count: int) -> str:
-    """The first three sentences, and how many more there are."""
+    """The first three sentences, how many more there are, and where those stand."""
     seen = " ".join(sentences[:3])
-    return f"{seen} And {count - 3} more." if count > 3 else seen
+    rest = "shown with -v, and in a run's precheck.json"
+    return f"{seen} And {count - 3} more ({rest})." if count > 3 else seen
+
+
+_MENDED = {
+    "missing": "Put the missing file there, or take it out of the stage's settings.",
+    "empty": "Fill the empty file, or take it out of the stage's settings.",
+    "lines": "Correct the named lines.",
+}
+
+
+def _mend(files: list[Mapping[str, Any]]) -> str:
+    """What to do about files with problems, by what is wrong with them."""
+    kinds = set()
+    for file in files:
+        for problem in file["problems"]:
+            whole = "missing" if "no such file" in problem["reason"] else ""
+            if problem["reason"] in EMPTY:
+                whole = "empty"
+            kinds.add("lines" if problem["line"] else whole)
+    chosen = [words for kind, words in _MENDED.items() if kind in kinds]
+    return " ".join(chosen) or "Correct the named files."
 
 
 def data_files(context: Context) -> Verdict:
@@ -73,14 +120,18 @@ def data_files(context: Context) -> Verdict:
     if bad:
         sentences = [_sentence(problem) for file in bad for problem in file["problems"]]
         seen = _some(sentences, sum(file["problem_count"] for file in bad))
-        return Verdict(FAIL, seen, expected, "Put the file there, or correct the named lines.")
+        places = any_of(sorted({f"the {file['where']}" for file in bad}))
+        return Verdict(FAIL, f"{seen} Seen on {places}.", expected, _mend(bad))
     if context.data.unfinished:
         return Verdict(UNKNOWN, context.data.unfinished, expected)
+    unseen = _unseen(context)
+    if unseen:
+        return Verdict(UNKNOWN, unseen, expected)
     if not files:
         return Verdict(SKIPPED, "no data file is known here")
     chats = quantity(sum(file["chats"] for file in files), "chat")
-    places = sorted({file["where"] for file in files})
-    seen = f"{chats} in {quantity(len(files), 'file')}, on the {any_of(places)}"
+    where = any_of(sorted({file["where"] for file in files}))
+    seen = f"{chats} in {quantity(len(files), 'file')}, on the {where}"
     return Verdict(OK, seen, expected)
 
 
@@ -93,16 +144,33 @@ def data_leak(context: Context) -> Verdict:
         return Verdict(FAIL, seen, expected, "Take those chats out of one of the two files.")
     if context.data.unfinished:
         return Verdict(UNKNOWN, context.data.unfinished, expected)
-    if not context.data.files:
+    unseen = _unseen(context)
+    if not context.data.files and not unseen:
         return Verdict(SKIPPED, "no data file is known here")
     bad = [str(file["file"]) for file in context.data.files if file["problem_count"]]
     if bad:
         has = "has" if len(bad) == 1 else "have"
         return Verdict(UNKNOWN, f"{any_of(bad)} {has} problems, see data_files", expected)
-    apart = _apart(context)
+    apart = unseen or _apart(context)
     if apart:
         return Verdict(UNKNOWN, apart, expected)
     return Verdict(OK, "none", expected)
+
+
+def _unseen(context: Context, *roles: str) -> str:
+    """Which files of the stages nobody has looked at, such as those that git is yet to bring.
+
+    :param roles: what the files are for; by default anything.
+    """
+    seen = {file["file"] for file in context.data.files}
+    names = [
+        name
+        for stage in context.stages
+        for role in roles or PURPOSES
+        for name in stage.get(role) or ()
+        if name not in seen
+    ]
+    return f"nobody has looked at {any_of(each_once(names))}" if names else ""
 
 
 def _apart(context: Context) -> str:
@@ -111,10 +179,10 @@ def _apart(context: Context) -> str:
     for stage in context.stages:
         for train in stage.get("train") or ():
             for item in stage.get("evaluate") or ():
-                if where.get(train, "") != where.get(item, ""):
+                if where[train] != where[item]:
                     return (
-                        f"{item} (on the {where.get(item, 'host')}) was not compared with "
-                        f"{train} (on the {where.get(train, 'host')})"
+                        f"{item} (on the {where[item]}) was not compared with "
+                        f"{train} (on the {where[train]})"
                     )
     return ""
 
@@ -144,6 +212,9 @@ def data_length(context: Context) -> Verdict:
             result, words = OK, f"{likely}within {length} tokens"
         found.append((size / length, result, f"{place}, {words}"))
     expected = f"at most {TYPICAL_BYTES:g} bytes of text for each token of max_length"
+    unseen = _unseen(context, "train") if lengths else ""
+    if unseen and all(result == OK for _ratio, result, _text in found):
+        return Verdict(UNKNOWN, context.data.unfinished or unseen, expected)
     # The longest first: what is worst there is worst of all.
     for _ratio, result, text in sorted(found, reverse=True)[:1]:
         others = sum(1 for _r, other, _t in found if other == result) - 1
@@ -173,5 +244,6 @@ CHECKS = (
         packages,
         "one is missing or of the wrong version; provisioning would refuse to make a Python",
     ),
+    Check(DATA, model_folder, "there is no such folder, and sync brings none"),
     *DATA_CHECKS,
 )

@@ -108,9 +108,10 @@ def _no_answer(answer: Answer) -> tuple[str, str]:
             "Install the driver again, or name another nvidia-smi in gpu_gate_nvidia_smi.",
         ),
         "hangs": (
-            f"nvidia-smi gave no answer within {answer.seconds:g} s",
+            f"nvidia-smi gave no answer within {_waited(answer)}",
             "The driver hangs: reboot the machine (a provider's restart does); if it hangs again, "
-            "take another one. gpu_gate_timeout is how long it is waited for.",
+            "take another one."
+            + ("" if answer.cut_from else " gpu_gate_timeout is how long it is waited for."),
         ),
         "unreadable": (
             f"the answer of nvidia-smi can't be read: {answer.text}",
@@ -118,6 +119,13 @@ def _no_answer(answer: Answer) -> tuple[str, str]:
         ),
     }
     return table[answer.state]
+
+
+def _waited(answer: Answer) -> str:
+    """For how long it was waited, rounded, and what that was cut from."""
+    waited = f"{answer.seconds:.0f}" if answer.seconds >= 10 else f"{answer.seconds:.2g}"
+    cut = f" (cut from {answer.cut_from:g}: no more was left of the minute)"
+    return f"{waited} s{cut if answer.cut_from else ''}"
 
 
 def _of_the_setting(answer: Answer) -> tuple[str, str]:

@@ -43,7 +43,7 @@ USERS_SECONDS = 3.0
 #: The most seconds for all parts, which are asked at once; the users' names come after them.
 MOST_SECONDS = 50.0
 
-#: What :func:`programs.ask` takes over its limit where the program can't be killed.
+#: What :func:`asked.ask` takes over its limit where the program can't be killed.
 _AFTER_TIMEOUT = 4.0
 
 
@@ -51,7 +51,8 @@ _AFTER_TIMEOUT = 4.0
 class Wanted:
     """What the gate is asked for.
 
-    ``stages`` are those that run, as the request has them. ``data_files`` are to be checked here;
+    ``stages`` are those that run, as the request has them; ``models_lost`` their base models that
+    are meant as folders and not there. ``data_files`` are to be checked here;
     ``data_checked`` are the facts of those that were checked on the controller. ``storage`` says
     where models lie, as the request has it; ``controller_time`` is the controller's clock as it
     sent this, in seconds since 1970, 0 where it isn't known. ``data_leaks`` are the leaks that
@@ -62,6 +63,7 @@ class Wanted:
     mode: str = STRICT
     limits: Limits = field(default_factory=Limits)
     stages: tuple[Mapping[str, Any], ...] = ()
+    models_lost: tuple[str, ...] = ()
     data_files: tuple[Mapping[str, str], ...] = ()
     data_checked: tuple[Mapping[str, Any], ...] = ()
     data_leaks: tuple[Mapping[str, Any], ...] = ()
@@ -102,6 +104,7 @@ def gather(wanted: Wanted) -> Context:
         kernel=_kernel(ended.get("kernel")),
         limits=wanted.limits,
         stages=wanted.stages,
+        models_lost=wanted.models_lost,
         model=max(models.values(), key=lambda model: model.parameters, default=None),
         unsized=unsized,
         disk=disk if wanted.stages or install else None,
@@ -123,12 +126,23 @@ def gather(wanted: Wanted) -> Context:
     return dataclasses.replace(context, need=_need(context, models))
 
 
+def gather_data(wanted: Wanted) -> Context:
+    """The data alone."""
+    ended = run({"data": _within(_data_job(wanted), wanted.seconds)})
+    data = _data(ended["data"], wanted)
+    return Context(limits=wanted.limits, stages=wanted.stages, data=data)
+
+
+def _data_job(wanted: Wanted) -> Job:
+    return Job(lambda: _check_data(wanted.project_root, wanted.data_files), DATA_SECONDS)
+
+
 def _jobs(wanted: Wanted) -> dict[str, Job]:
     """What is asked beside the places."""
-    program, root = wanted.nvidia_smi, wanted.project_root
+    program = wanted.nvidia_smi
     timeout = _timeout(wanted)
     jobs = {
-        "data": Job(lambda: _check_data(root, wanted.data_files), DATA_SECONDS),
+        "data": _data_job(wanted),
         "models of the stages": Job(lambda: _find_models(wanted), MODEL_SECONDS),
     }
     if not left_out(wanted.mode, wanted.limits.gpus):
@@ -188,11 +202,17 @@ def _answer(ended: Outcome | None, wanted: Wanted) -> Answer | None:
     if ended is None:
         return None
     if ended.state == HANGS:
-        return Answer("hangs", wanted.nvidia_smi, seconds=_timeout(wanted))
+        return _cut(Answer("hangs", wanted.nvidia_smi, seconds=_timeout(wanted)), wanted)
     if ended.state != DONE:
         return Answer("unusable", wanted.nvidia_smi, text=ended.reason)
-    answer: Answer = ended.value
-    return answer
+    return _cut(ended.value, wanted)
+
+
+def _cut(answer: Answer, wanted: Wanted) -> Answer:
+    """The answer with what its limit was cut from, where that is more."""
+    if answer.state != "hangs" or answer.seconds >= wanted.timeout:
+        return answer
+    return dataclasses.replace(answer, cut_from=wanted.timeout)
 
 
 def _kernel(ended: Outcome | None) -> kernel_log.KernelLog:

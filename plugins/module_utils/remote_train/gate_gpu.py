@@ -118,7 +118,7 @@ def _memory_verdict(context: Context, free: bool, action: str) -> Verdict:
     texts = each_once(f"{amount / 1024:.1f} GiB" for amount in known)
     seen = any_of(texts) + (" free" if free else "")
     if limits.memory_gib:
-        expected = f"{limits.memory_gib:g} GiB (gpu_gate_memory_gib)"
+        expected = f"{limits.memory_gib:g} GiB (gpu_gate_memory_gib), or nine tenths of it"
         action += f", or lower {limits.setting('memory_gib')}."
         most = least = limits.memory_gib * 1024 * (1 - MEMORY_TOLERANCE)
     elif need:

@@ -6,6 +6,9 @@ checkpoint.
 
 from __future__ import annotations
 
+import math
+
+from .gate_limits import Limits
 from .gate_model import (
     FAIL,
     HOST,
@@ -39,6 +42,11 @@ FULL = 16 * MIB
 def _dead(place: Place) -> str:
     """What is said of a place that gives no answer."""
     return f"{place.path} ({place.name}) gives no answer in {place.silent:g} s: a dead mount?"
+
+
+def _limit(words: str, limits: Limits, name: str) -> str:
+    """What was expected, by the threshold that decides, which is named."""
+    return f"{words.format(f'{getattr(limits, name):g}')} ({limits.prefix}{name})"
 
 
 def disk_writable(context: Context) -> Verdict:
@@ -135,7 +143,8 @@ def disk_models(context: Context) -> Verdict:
 def shared_memory(context: Context) -> Verdict:
     """Whether /dev/shm, through which processes of one training exchange data, has room."""
     place, limits = context.host.shared_memory, context.limits
-    expected = f"at least {limits.warn_shm_mib:g} MiB free (gpu_gate_warn_shm_mib)"
+    least = _limit("at least {} MiB free", limits, "min_shm_mib")
+    expected = _limit("at least {} MiB free", limits, "warn_shm_mib")
     action = "Start the container with a larger one (--shm-size), or make room in it"
     lower = f"; or lower {limits.setting('min_shm_mib')}."
     if place is None:
@@ -145,12 +154,12 @@ def shared_memory(context: Context) -> Verdict:
         why = place.blocked or ("it is read-only" if place.read_only else "there is none")
         broken = f"{place.path}: {why}"
     if broken:
-        return Verdict(FAIL, broken, expected, f"{action}.")
+        return Verdict(FAIL, broken, least, f"{action}.")
     if place.free is None:
         return Verdict(UNKNOWN, "not known", expected)
     seen = f"{place.free / MIB:.0f} MiB free"
     if place.free < limits.min_shm_mib * MIB:
-        return Verdict(FAIL, seen, expected, action + lower)
+        return Verdict(FAIL, seen, least, action + lower)
     if place.free < limits.warn_shm_mib * MIB:
         return Verdict(WARN, seen, expected, f"{action}.")
     return Verdict(OK, seen, expected)
@@ -159,14 +168,14 @@ def shared_memory(context: Context) -> Verdict:
 def memory(context: Context) -> Verdict:
     """Whether there is memory to load the training's libraries; weights go to the GPU in parts."""
     available, limits = context.host.memory, context.limits
-    expected = f"at least {limits.warn_memory_gib:g} GiB (gpu_gate_warn_memory_gib)"
+    expected = _limit("at least {} GiB", limits, "warn_memory_gib")
     if available is None:
         return Verdict(UNKNOWN, "not known", expected)
     seen = f"{available / GIB:.1f} GiB available"
     action = "End other programs, or take a machine with more memory"
     if available < limits.min_memory_gib * GIB:
         action += f"; or lower {limits.setting('min_memory_gib')}."
-        return Verdict(FAIL, seen, expected, action)
+        return Verdict(FAIL, seen, _limit("at least {} GiB", limits, "min_memory_gib"), action)
     if available < limits.warn_memory_gib * GIB:
         return Verdict(WARN, seen, expected, f"{action}.")
     return Verdict(OK, seen, expected)
@@ -175,14 +184,15 @@ def memory(context: Context) -> Verdict:
 def load(context: Context) -> Verdict:
     """Whether others keep the processors busy (load average of a minute, per processor)."""
     host, limits = context.host, context.limits
-    expected = f"at most {limits.warn_load:g} per processor (gpu_gate_warn_load)"
+    expected = _limit("at most {} per processor", limits, "warn_load")
     if host.load is None or not host.cpus:
         return Verdict(UNKNOWN, "not known", expected)
     each = host.load / host.cpus
     seen = f"{each:.1f} per processor ({host.load:.1f} on {host.cpus})"
     action = "See with top what works there; wait, or take a machine that isn't shared so much"
     if each > limits.max_load:
-        return Verdict(FAIL, seen, expected, f"{action}; or raise {limits.setting('max_load')}.")
+        most = _limit("at most {} per processor", limits, "max_load")
+        return Verdict(FAIL, seen, most, f"{action}; or raise {limits.setting('max_load')}.")
     if each > limits.warn_load:
         return Verdict(WARN, seen, expected, f"{action}.")
     return Verdict(OK, seen, expected)
@@ -192,17 +202,25 @@ def clock(context: Context) -> Verdict:
     """Whether the machine's clock agrees with the controller's.
 
     With a wrong one, certificates count as expired and times in logs and records mislead. The way
-    to the machine takes some seconds, which look as if its clock were ahead.
+    to the machine takes some seconds, which look as if its clock were ahead: only what the way
+    doesn't explain counts.
     """
-    limits, ahead = context.limits, context.host.clock_ahead
-    expected = f"within {limits.warn_clock_skew:g} s of the controller's (gpu_gate_warn_clock_skew)"
-    if ahead is None:
+    limits, most_ahead, way = context.limits, context.host.clock_ahead, context.host.clock_way
+    expected = _limit("within {} s of the controller's", limits, "warn_clock_skew")
+    if most_ahead is None:
         return Verdict(SKIPPED, "the controller's time isn't known")
+    least_ahead = most_ahead - way
+    if least_ahead <= 0 <= most_ahead:
+        within = math.ceil(max(most_ahead, -least_ahead, 1))
+        seen = f"within {within} s (the way there took that long)"
+        return Verdict(OK, seen if way >= 1 else "within 1 s", expected)
+    ahead = least_ahead if least_ahead > 0 else most_ahead
     seen = f"{abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}"
     action = "Set the clock that is wrong, here or there (chronyd or systemd-timesyncd does)"
     if abs(ahead) > limits.max_clock_skew:
         action += f"; or raise {limits.setting('max_clock_skew')}."
-        return Verdict(FAIL, seen, expected, action)
+        most = _limit("within {} s of the controller's", limits, "max_clock_skew")
+        return Verdict(FAIL, seen, most, action)
     if abs(ahead) > limits.warn_clock_skew:
         return Verdict(WARN, seen, expected, f"{action}.")
     return Verdict(OK, seen, expected)

@@ -80,22 +80,29 @@ def gpu_nvlink(context: Context) -> Verdict:
         return Verdict(UNKNOWN, "not told", expected)
     counts = {gpu.index: links.active.get(gpu.index, 0) for gpu in context.gpus}
     best = max(counts.values())
-    if not best:
+    down = [
+        gpu
+        for gpu in context.gpus
+        if _soldered(gpu) and (links.inactive.get(gpu.index) or gpu.index in links.dark)
+    ]
+    if not best and not down:
         return Verdict(SKIPPED, "no NVLink in use", expected)
-    poor = [gpu for gpu in context.gpus if counts[gpu.index] < best]
+    poor = [gpu for gpu in context.gpus if counts[gpu.index] < best] if best else down
     if poor:
-        seen = any_of([label(gpu, f"{counts[gpu.index]} of {best}") for gpu in poor]) + " links up"
-        if any(
-            _soldered(gpu) and (links.inactive.get(gpu.index) or gpu.index in links.dark)
-            for gpu in poor
-        ):
+        shown = []
+        for gpu in poor:
+            # Without one that is up, a GPU's own links say how many there are, where they are told.
+            of = best or links.inactive.get(gpu.index)
+            shown.append(label(gpu, f"{counts[gpu.index]} of {of}" if of else "0"))
+        seen = f"{any_of(shown)} links up"
+        if any(gpu in down for gpu in poor):
             action = "Expect slow exchange between the GPUs: reboot, or take another machine."
             return Verdict(FAIL if several else WARN, seen, expected, action)
         # Bridges between some of the cards, as they are sold: nothing is broken.
         action = "Choose GPUs that are linked with CUDA_VISIBLE_DEVICES, or expect slow exchange."
         return Verdict(WARN, seen, expected, action) if several else Verdict(OK, seen, expected)
-    down = each_once(str(links.inactive.get(gpu.index, 0)) for gpu in context.gpus)
-    more = f", {any_of(down)} not in use" if down != ["0"] else ""
+    unused = each_once(str(links.inactive.get(gpu.index, 0)) for gpu in context.gpus)
+    more = f", {any_of(unused)} not in use" if unused != ["0"] else ""
     return Verdict(OK, f"{best} up on each{more}", expected)
 
 

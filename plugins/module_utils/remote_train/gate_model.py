@@ -102,7 +102,8 @@ class Context:
     installed), and is itself None where no Python for the training is known yet;
     ``bare`` is what provisioning will do about that, where the plan has told (:func:`plan.bare`);
     ``requirements`` maps names to bounds such as ``>=5,<6`` (empty: any version).
-    ``stages`` are those that run, as the request has them.
+    ``stages`` are those that run, as the request has them; ``models_lost`` their base models that
+    are meant as folders and are not there.
     """
 
     smi: Answer | None = None
@@ -111,6 +112,7 @@ class Context:
     kernel: KernelLog = field(default_factory=KernelLog)
     limits: Limits = field(default_factory=Limits)
     stages: tuple[Mapping[str, Any], ...] = ()
+    models_lost: tuple[str, ...] = ()
     model: Model | None = None
     unsized: str = ""
     need: Need | None = None

@@ -1,4 +1,4 @@
-"""What the modules gpu_probe and active_gate have in common: arguments, and what they return."""
+"""The form that the modules gpu_probe and active_gate share."""
 
 from __future__ import annotations
 
@@ -35,18 +35,8 @@ def answer(findings: Sequence[Finding], mode: str, started: float, subject: str)
     :param started: when it began, on the monotonic clock.
     :param subject: what passes or doesn't.
     """
-    stop, stopping = gate.judge(findings, mode)
-    message, hint = gate.sentence(stopping)
     return {
         "changed": False,
-        "findings": [finding.as_dict() for finding in findings],
-        "stop": stop,
-        "stopping": [finding.as_dict() for finding in stopping],
-        "message": message,
-        "hint": hint,
-        "closing": gate.closing(findings, mode, subject),
-        "summary": gate.count_results(findings),
-        "table": gate.table(findings),
-        "full_table": gate.table(findings, everything=True),
+        **gate.told(findings, mode, subject),
         "seconds": round(time.monotonic() - started, 3),
     }

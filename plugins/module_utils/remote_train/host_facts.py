@@ -54,7 +54,8 @@ class HostFacts:
     ``places`` are the folders that the run writes to, ``project_root`` the first of them.
     ``memory`` is what a new process may still take, in bytes; ``load`` the average number of
     processes at work in the last minute, ``cpus`` how many the machine has. ``clock_ahead`` is
-    by how many seconds the machine's clock is ahead of the controller's, the way there included.
+    by how many seconds the machine's clock is ahead of the controller's, the way there included;
+    ``clock_way`` how many of them that way may have taken.
     """
 
     places: tuple[Place, ...] = ()
@@ -63,6 +64,7 @@ class HostFacts:
     load: float | None = None
     cpus: int | None = None
     clock_ahead: float | None = None
+    clock_way: float = 0.0
 
     def place(self, name: str) -> Place | None:
         """The place of a name, where it was looked at."""

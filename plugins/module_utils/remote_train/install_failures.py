@@ -8,8 +8,9 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from . import disk_errors, programs
+from . import asked, disk_errors
 from .errors import TrainError
+from .programs import FailedError
 
 _NO_WHEEL = (
     r"No matching distribution found for (?P<name>[A-Za-z0-9._-]+)",  # pip
@@ -28,8 +29,7 @@ print(" (%s %s)" % platform.libc_ver() if platform.libc_ver()[0] else "")
 
 
 def explained(
-    error: TrainError,
-    lines: Sequence[str],
+    error: FailedError,
     python: str,
     places: Mapping[str, str],
     wanted: Sequence[str] = (),
@@ -43,9 +43,11 @@ def explained(
     :param wheels: the folder of wheels, where no index was asked.
     :param torch: the version of the torch that is there and stays.
     """
-    text = " ".join(line.strip() for line in [*lines, error.message])
-    if found := disk_errors.printed(text):
-        return disk_errors.refused("The packages can't be installed", found, places)
+    # The other lines may tell of a disk as well that did no harm, such as the cache's.
+    full = disk_errors.refused("The packages can't be installed", error.reason, places)
+    if full:
+        return full
+    text = " ".join(line.strip() for line in [*error.lines, error.message])
     other = re.search(r"([\w.-]+)(?:=\S+| \d\S*)? depends? on (torch[<>=!~][\w.<>=!~,*+]*)", text)
     if torch and other:
         return TrainError(
@@ -91,4 +93,4 @@ def _same(one: str, other: str) -> bool:
 
 def _kind(python: str) -> str:
     """A Python and the machine that it runs on, as a wheel has to fit them."""
-    return programs.ask([python, "-c", _KIND], 20).text or "the host's Python"
+    return asked.ask([python, "-c", _KIND], 20).text or "the host's Python"

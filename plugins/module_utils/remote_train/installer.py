@@ -14,9 +14,9 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from . import install_failures, package_index, programs, pythons
+from .asked import ENDED, ask
 from .errors import TrainError
 
 UV_FOLDERS = ("~/.local/bin", "~/.cargo/bin", "/usr/local/bin", "/opt/uv")
@@ -88,8 +88,8 @@ def make_venv(base: str, folder: str) -> str:
             f"The venv for the training can't be made with {base}",
             "Name a Python that has the module venv with provision_python.",
         )
-    except TrainError as error:
-        raise install_failures.explained(error, [], base, _written(folder, "")) from error
+    except programs.FailedError as error:
+        raise install_failures.explained(error, base, _written(folder, "")) from error
     python = os.path.join(folder, "bin", "python")
     _see_packages_of(base, python)
     return python
@@ -136,8 +136,8 @@ def _see_packages_of(base: str, python: str) -> None:
 
 
 def _answer(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    ended = programs.ask(command, 60, environment)
-    return ended.text if ended.state == programs.ENDED else ""
+    ended = ask(command, 60, environment)
+    return ended.text if ended.state == ENDED else ""
 
 
 def install(
@@ -173,21 +173,17 @@ def install(
             environment = pip_environment(source, cache)
         if source.index_url or not source.wheels:
             program = commands[-1][: commands[-1].index("install") + 1]
-            environment.update(_ask_index(program, environment, wanted[0], on_line))
-        lines: list[str] = []
-
-        def note(line: str) -> None:
-            lines.append(line)
-            on_line(line)
-
+            environment.update(
+                _ask_index(program, environment, wanted[0], source.index_url, on_line)
+            )
         try:
             for command in commands:
-                programs.run(command, failure, hint, environment, note)
-        except TrainError as error:
+                programs.run(command, failure, hint, environment, on_line)
+        except programs.FailedError as error:
             wheels = "" if source.index_url else source.wheels
             venv = os.path.dirname(os.path.dirname(python))
             raise install_failures.explained(
-                error, lines, python, _written(venv, cache), wanted, wheels, torch
+                error, python, _written(venv, cache), wanted, wheels, torch
             ) from error
     return "uv" if uv else "pip"
 
@@ -263,6 +259,7 @@ def _ask_index(
     command: Sequence[str],
     environment: Mapping[str, str],
     package: str,
+    named: str,
     on_line: Callable[[str], None],
 ) -> dict[str, str]:
     """Look whether an index answers before one is asked for all of it.
@@ -270,7 +267,9 @@ def _ask_index(
     What it returns is for the environment, where pip is to leave one out that doesn't.
 
     :param command: what installs, up to its word ``install``.
-    :raises TrainError: where none does.
+    :param named: the index that the settings name, which is never left out, or empty.
+    :raises TrainError: where that doesn't, or none does; for uv, where one doesn't, since one that
+        is named first is the only one for what it has.
     """
     whole = {**os.environ, **environment}
     pips = package_index.pip_settings(whole)
@@ -290,7 +289,7 @@ def _ask_index(
     urls = [*([first] if first else default.groups() if default else ()), *more]
     proxy = environment.get("HTTP_PROXY", "") if uv else pips["proxy"]
     proxies = {"http": proxy, "https": proxy} if proxy else None
-    silent = package_index.check(urls, package, uv, proxies)
+    silent = package_index.check(urls, package, urls if uv else [named], proxies)
     for url, why in silent.items():
         on_line(f"left out the index {package_index.shown(url)}: {why}")
     live = [url for url in urls if url not in silent]
@@ -361,9 +360,8 @@ def _proxy(url: str) -> dict[str, str]:
 
 def _plain(name: str, index_url: str) -> dict[str, str]:
     """Who names an index without TLS means it; both programs want its host once more."""
-    parts = urlsplit(index_url)
-    host = parts.netloc.rpartition("@")[2]
-    return {name: host} if parts.scheme == "http" else {}
+    parts = package_index.split(index_url)
+    return {name: parts.netloc.rpartition("@")[2]} if parts and parts.scheme == "http" else {}
 
 
 def check_wheels(folder: str) -> None:

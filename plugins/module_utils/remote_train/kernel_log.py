@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from . import programs
+from .asked import ENDED, HANGS, ask
 
 KMSG = "/dev/kmsg"
 
@@ -104,14 +104,14 @@ def _printed(words: list[str]) -> list[Line] | str:
     path = shutil.which(words[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/bin:/bin")
     if path is None:
         return f"there is no {words[0]}"
-    asked = programs.ask([path, *words[1:]], PROGRAM_TIMEOUT, {"LC_ALL": "C"})
-    if asked.state == programs.HANGS:
+    ended = ask([path, *words[1:]], PROGRAM_TIMEOUT, {"LC_ALL": "C"})
+    if ended.state == HANGS:
         return f"{words[0]} gave no answer within {PROGRAM_TIMEOUT:g} s"
-    lines = [_line(line) for line in asked.text.splitlines() if not line.startswith("-- ")]
+    lines = [_line(line) for line in ended.text.splitlines() if not line.startswith("-- ")]
     # journalctl ends well where it may show nothing.
-    if asked.state != programs.ENDED or asked.status or not lines:
-        said = asked.complaints.splitlines()[:1]
-        return f"{words[0]}: {said[0] if said else asked.reason or 'nothing printed'}"[:200]
+    if ended.state != ENDED or ended.status or not lines:
+        said = ended.complaints.splitlines()[:1]
+        return f"{words[0]}: {said[0] if said else ended.reason or 'nothing printed'}"[:200]
     return lines
 
 

@@ -33,11 +33,11 @@ def by_name(
     :returns: ``name``, ``revision`` and ``modelscope`` each.
     """
     found: list[dict[str, Any]] = []
-    brought = list(coming)
+    brought = coming = list(coming)
     for stage in stages:
         model = stage["model"]
         name = str(model["model_name_or_path"])
-        if stage["command"] or name.startswith(("/", ".", "~")):
+        if stage["command"] or is_path(name, root, coming):
             continue
         one = {
             "name": name,
@@ -49,6 +49,40 @@ def by_name(
         inside = os.path.normpath(name) + "/"
         if not any(file.startswith(inside) for file in brought):
             found.append(one)
+    return found
+
+
+def is_path(name: str, root: str | None, coming: Iterable[str] = ()) -> bool:
+    """Whether a base model's name can only be meant as a folder's path, there or not.
+
+    Beside an absolute path, that is one that begins with a folder of the project, or with
+    ``models``, where its own models lie.
+
+    :param root: as in :func:`by_name`, and so is ``coming``.
+    """
+    if name.startswith(("/", ".", "~")):
+        return True
+    first, slash, _rest = name.partition("/")
+    if not slash:
+        return False
+    return (
+        first == "models"
+        or (root is not None and os.path.isdir(os.path.join(root, first)))
+        or any(file.startswith(f"{first}/") for file in coming)
+    )
+
+
+def lost(stages: Iterable[Mapping[str, Any]], root: str, coming: Iterable[str] = ()) -> list[str]:
+    """The base models that are meant as folders, aren't there, and that sync doesn't bring."""
+    brought = list(coming)
+    found = []
+    for stage in stages:
+        name = str(stage["model"]["model_name_or_path"])
+        if stage["command"] or name in found or fingerprint.model_folder(name, root):
+            continue
+        inside = os.path.normpath(name) + "/"
+        if is_path(name, root, brought) and not any(file.startswith(inside) for file in brought):
+            found.append(name)
     return found
 
 

@@ -14,8 +14,8 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from . import programs
-from .programs import ENDED, Ended
+from . import asked
+from .asked import ENDED, Ended
 from .smi_xml import SmiError, Snapshot, parse
 
 #: Seconds that the program may take. A healthy driver without persistence mode needs up to
@@ -42,7 +42,8 @@ class Answer:
     ``state`` is ``ok``, or why there is no snapshot: ``missing`` (no such program; ``text`` says
     so where the driver is loaded all the same), ``unusable`` (it can't be run), ``hangs``,
     ``failed`` (``code`` and ``text`` say how) or ``unreadable`` (``text`` says why its XML can't
-    be read). ``seconds`` is the limit for ``hangs``. A call can be ``ok`` with a ``code``: a
+    be read). ``seconds`` is the limit for ``hangs``, ``cut_from`` what it was cut from, where less
+    than the setting was left of the gate's time. A call can be ``ok`` with a ``code``: a
     corrupted infoROM gives XML and exit 14. ``named`` is the program that the setting names, empty
     where that is the usual one; ``usual`` is where the usual one is, if the one named is missing.
     """
@@ -52,6 +53,7 @@ class Answer:
     code: int | None = None
     text: str = ""
     seconds: float = 0.0
+    cut_from: float = 0.0
     named: str = ""
     usual: str = ""
     snapshot: Snapshot = field(default_factory=Snapshot)
@@ -78,15 +80,15 @@ def ask(program: str = NAME, timeout: float = DEFAULT_TIMEOUT) -> Answer:
         loaded = "the driver is loaded" if os.path.exists(DRIVER_IN_KERNEL) else ""
         usual = (find_program(NAME) or "") if named else ""
         return Answer("missing", program, text=loaded, named=named, usual=usual)
-    asked = _ask([path, "-q", "-x"], timeout)
-    if asked.state != ENDED:
-        return Answer(asked.state, path, text=asked.reason, seconds=timeout, named=named)
-    answer = _read(path, asked.status, asked.output, asked.complaint)
+    ended = _ask([path, "-q", "-x"], timeout)
+    if ended.state != ENDED:
+        return Answer(ended.state, path, text=ended.reason, seconds=timeout, named=named)
+    answer = _read(path, ended.status, ended.output, ended.complaint)
     return dataclasses.replace(answer, named=named)
 
 
 def _ask(command: Sequence[str], timeout: float) -> Ended:
-    return programs.ask(command, timeout, {"LC_ALL": "C"})
+    return asked.ask(command, timeout, {"LC_ALL": "C"})
 
 
 def capabilities(
@@ -99,8 +101,8 @@ def capabilities(
     path = find_program(program)
     if path is None:
         return {}
-    asked = _ask([path, "--query-gpu=index,compute_cap", "--format=csv,noheader"], timeout)
-    found = re.findall(r"^\s*(\d+)\s*,\s*(\d+)\.(\d+)\s*$", asked.text, re.M)
+    ended = _ask([path, "--query-gpu=index,compute_cap", "--format=csv,noheader"], timeout)
+    found = re.findall(r"^\s*(\d+)\s*,\s*(\d+)\.(\d+)\s*$", ended.text, re.M)
     return {int(index): (int(major), int(minor)) for index, major, minor in found}
 
 
@@ -123,14 +125,14 @@ def links(program: str = "nvidia-smi", timeout: float = DEFAULT_TIMEOUT) -> Link
     path = find_program(program)
     if path is None:
         return Links()
-    asked = _ask([path, "nvlink", "--status"], timeout)
-    if asked.state != ENDED:
+    ended = _ask([path, "nvlink", "--status"], timeout)
+    if ended.state != ENDED:
         return Links()
     active: dict[int, int] = {}
     inactive: dict[int, int] = {}
     dark: list[int] = []
     gpu = None
-    said = f"{asked.text}\n{asked.complaints}".lower()
+    said = f"{ended.text}\n{ended.complaints}".lower()
     for line in said.splitlines():
         if start := re.match(r"\s*gpu (\d+):", line):
             gpu = int(start.group(1))
@@ -142,7 +144,7 @@ def links(program: str = "nvidia-smi", timeout: float = DEFAULT_TIMEOUT) -> Link
     # "Unable to retrieve NVLink information as all links are inActive", and "... information: Not
     # Supported" of cards that have none, can come with an exit code.
     none = "inactive" in said or "nvlink information: not supported" in said
-    told = bool(active or inactive or none or asked.status == 0)
+    told = bool(active or inactive or none or ended.status == 0)
     return Links(told, active, inactive, tuple(dark))
 
 
@@ -161,7 +163,11 @@ def _read(path: str, code: int, output: bytes, complaint: bytes) -> Answer:
 
 
 def _first_lines(output: bytes, lines: int = 3, longest: int = 300) -> str:
-    """The first lines that say something, as one line."""
+    """The first lines that say something, as one line; of what is no text, its size."""
     text = output.decode("utf-8", "replace")
+    strange = sum(not (c.isprintable() or c.isspace()) or c == "\ufffd" for c in text)
+    if strange * 20 > len(text):
+        return f"{len(output)} bytes, not text"
+    text = "".join(c if c.isprintable() or c.isspace() else "?" for c in text)
     said = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(said[:lines])[:longest]

@@ -15,7 +15,7 @@ import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from .errors import TrainError
 from .killable import DONE, HANGS, Job, run
@@ -29,24 +29,73 @@ LIMIT = 40.0
 _LATE = (TimeoutError, socket.timeout)  # one and the same from Python 3.10 on
 
 
+_PLAIN = re.compile(r"[a-z]+([-_][a-z]+)*")
+"""What a folder of an address is called that is no token."""
+
+_SCRUBBED_FROM = 8
+"""The shortest token that is taken out of texts: a shorter one may be a word of theirs."""
+
+
+def split(url: str) -> SplitResult | None:
+    """The parts of an address, None where it is none."""
+    try:
+        parts = urlsplit(url)
+        web = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        return None
+    return parts if web or parts.scheme == "file" else None
+
+
+def checked(url: str) -> str:
+    """``provision_index_url``, which may be empty.
+
+    :raises TrainError: where it is no address; without it, since it may hold a password.
+    """
+    if url and split(url) is None:
+        raise TrainError(
+            "provision_index_url is no address of a package index.",
+            "Give it one such as https://mirror.example/simple or file:///srv/simple.",
+        )
+    return url
+
+
 def shown(url: str) -> str:
-    """An index's address as a person may see it: without user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    """An index's address as a person may see it: without user, password, tokens and query."""
+    parts = split(url)
+    if parts is None:
+        return "(no address)"
+    folders = parts.path.split("/")
+    if parts.scheme != "file":
+        folders = [
+            "..." if folder and not _PLAIN.fullmatch(folder) else folder for folder in folders
+        ]
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "/".join(folders), "", ""))
+
+
+def hidden(url: str) -> tuple[str, ...]:
+    """What may be a token in an address, for whoever keeps texts without it."""
+    parts = split(url)
+    if parts is None or parts.scheme == "file":
+        return ()
+    found = [one for one in (*parts.path.split("/"), parts.query) if not _PLAIN.fullmatch(one)]
+    return tuple(one for one in found if len(one) >= _SCRUBBED_FROM)
 
 
 def check(
-    urls: Sequence[str], package: str, all_of_them: bool, proxies: Mapping[str, str] | None = None
+    urls: Sequence[str],
+    package: str,
+    needed: Sequence[str],
+    proxies: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Ask every index for a package; why the ones don't answer that can be left out, by address.
 
     :param package: the name that is asked for.
-    :param all_of_them: whether none can be left out: for uv, an index that is named first is the
-        only one for what it has.
+    :param needed: those of them that can't be left out.
     :param proxies: by scheme; None for those of the environment.
     :raises TrainError: category ``infra``, which names the index and why it can't be reached.
     """
-    asked = [url for url in dict.fromkeys(urls) if urlsplit(url).scheme in ("http", "https")]
+    parts = {url: split(url) for url in dict.fromkeys(urls)}
+    asked = [url for url, one in parts.items() if one and one.scheme != "file"]
     page = re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", package)[0]).lower()
     ended = run({url: Job(functools.partial(why, url, page, proxies), LIMIT) for url in asked})
     silent = {}
@@ -55,10 +104,12 @@ def check(
             silent[url] = f"no answer within {LIMIT:.0f} s"
         elif one.state == DONE and one.value:
             silent[url] = one.value
-    if silent and (all_of_them or len(silent) == len(asked)):
-        url, reason = next(iter(silent.items()))
+    url = next((url for url in needed if url in silent), "")
+    if silent and len(silent) == len(asked):
+        url = url or next(iter(silent))
+    if url:
         raise TrainError(
-            f"The package index {shown(url)} can't be reached from the host: {reason}.",
+            f"The package index {shown(url)} can't be reached from the host: {silent[url]}.",
             "Name one that the host reaches with provision_index_url, such as a mirror, or carry "
             "the packages over in a folder of wheels (provision_wheels).",
             "infra",
@@ -72,10 +123,16 @@ def why(url: str, page: str, proxies: Mapping[str, str] | None = None) -> str:
     for turn in range(TRIES):
         if turn:
             time.sleep(PAUSE)
-        found = _why(f"{shown(url).rstrip('/')}/{page}/", proxies)
+        found = _why(f"{_bare(url).rstrip('/')}/{page}/", proxies)
         if not found:
             break
     return found
+
+
+def _bare(url: str) -> str:
+    """An address without what urllib can't take: user, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _why(url: str, proxies: Mapping[str, str] | None) -> str:

@@ -221,6 +221,9 @@ def make(
         "python": found,
         "pythons_tried": search["tried"],
         "provision": limited.look(lambda: provisioning(request, work, coming), _places(request)),
+        "models_lost": limited.look(
+            lambda: model_cache.lost(_to_run(request, work), root, coming or ()), _places(request)
+        ),
         "bare": bare(root, requirements, python, search),
         "home": at_home(root),
         "uncollected": uncollected(root, bool(work)),
@@ -248,6 +251,11 @@ def bare(
     return {"install": install, "msg": "", "hint": ""}
 
 
+def _to_run(request: Mapping[str, Any], work: list[str]) -> list[Mapping[str, Any]]:
+    """The stages that run; where none does, all of them."""
+    return [s for s in request["stages"] if s["name"] in work or not work]
+
+
 def provisioning(
     request: Mapping[str, Any], work: list[str], coming: Mapping[str, str] | None = None
 ) -> list[str]:
@@ -259,7 +267,7 @@ def provisioning(
     """
     if request["selected"] and not work:
         return []
-    stages = [s for s in request["stages"] if s["name"] in work or not work]
+    stages = _to_run(request, work)
     root, stored = request["project_root"], request["storage"]
     in_use = [str(stage["model"]["model_name_or_path"]) for stage in stages]
     return [

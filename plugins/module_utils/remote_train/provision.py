@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import detached, installer, model_cache, programs, pythons, storage
+from . import detached, disk_errors, installer, model_cache, programs, pythons, storage
 from .atomic import write_text
 from .detached import Reporter
 from .errors import TrainError
@@ -94,8 +94,10 @@ def look(wanted: Wanted) -> Outlook:
     if search["found"]:
         return Outlook(search["found"], search["tried"], fetch=fetch, steps=[*stored, *last])
     if wanted.python:
+        tried = search["tried"][0]
+        lacks = "it lacks " if tried["python"] else ""
         raise TrainError(
-            f"The Python {wanted.python} can't train: {', '.join(search['tried'][0]['missing'])}.",
+            f"The Python {wanted.python} can't train: {lacks}{', '.join(tried['missing'])}.",
             "Install that there, or leave provision_python out to have a venv made.",
             "infra",
         )
@@ -341,10 +343,13 @@ def fetch(
             within=24 * 3600.0,
             given=json.dumps(dict(model)),
         )
-    except TrainError:
+    except programs.FailedError as failed:
         error = answer.get("error")
-        if not isinstance(error, dict):
-            raise
-        raise TrainError(error["msg"], error["hint"], error["category"]) from None
+        if isinstance(error, dict):
+            raise TrainError(error["msg"], error["hint"], error["category"]) from None
+        cache = model_cache.cache_folder(bool(model["modelscope"]), wanted.storage, os.environ)
+        places = {cache: "set runtime_base to a larger disk"}
+        full = disk_errors.refused(f"The model {name} can't be fetched", failed.reason, places)
+        raise full or failed from None
     reporter.say(f"fetched {name} into {answer.get('folder')}")
     return str(answer.get("folder", ""))

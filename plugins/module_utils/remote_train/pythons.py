@@ -10,10 +10,10 @@ import glob
 import json
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from .asked import ENDED, HANGS, ask
 from .killable import DONE, Job, run
 from .limited import look
 
@@ -107,18 +107,17 @@ def probe(python: str, requirements: dict[str, str], timeout: float = 20) -> dic
         the program doesn't run.
     """
     names = list(dict.fromkeys([*requirements, *RECORDED]))
+    done = ask([python, "-c", _PROBE, *names], timeout)
+    if done.state == HANGS:
+        return _silent(python, f"no answer in {timeout:g} s")
+    if done.state != ENDED or done.status:
+        return _silent(python, done.reason.lower() or done.trouble)
     try:
-        done = subprocess.run(
-            [python, "-c", _PROBE, *names],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
-            check=True,
-        )
-        answer = json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return _silent(python, type(error).__name__)
-    packages = answer["packages"]
+        answer = json.loads(done.output)
+        packages = answer["packages"]
+    except (ValueError, TypeError, KeyError):
+        said = done.text.splitlines()[-1:] or ["no word"]
+        return _silent(python, f"printed what is no answer: {said[0].strip()[:200]}")
     missing = []
     for name, bounds in requirements.items():
         if name not in packages:

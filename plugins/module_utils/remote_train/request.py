@@ -164,9 +164,13 @@ def _collection(name: str, value: Any, kind: str) -> Any:
             value = json.loads(value)
     if kind == "dict" and isinstance(value, Mapping):
         return dict(value)
+    if kind == "list":
+        raise TrainError(f"{name} is {value!r}, which is not a list.", "Give it as [a, b].")
+    # Without the quotes a shell, or Ansible, cuts it at its blanks.
+    example = '{"driver": "reason"}' if name == "gpu_gate_silence" else '{"name": "value"}'
     raise TrainError(
-        f"{name} is {value!r}, which is not a {'list' if kind == 'list' else 'mapping of names'}.",
-        f"Give it as {'[a, b]' if kind == 'list' else '{name: value}'}.",
+        f"{name} is {value!r}, which is not a mapping of names.",
+        f"On a command line, write -e '{{\"{name}\": {example}}}'.",
     )
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import hashlib
 import os
 import re
 import stat
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from .asked import HANGS, UNUSABLE, Ended, ask
 from .disk_errors import cannot
 from .errors import TrainError
 from .file_names import shown, to_bytes
@@ -86,14 +87,14 @@ def sign(message: bytes, key: str) -> bytes:
     if not stat.S_ISREG(kind):
         raise TrainError(f"{name} is not a regular file.", "Name the key's own file.")
     done = _keygen("sign", "-n", NAMESPACE, "-f", path, message=message)
-    if done.returncode == 0 and done.stdout.startswith(b"-----BEGIN SSH SIGNATURE-----\n"):
-        return done.stdout
+    if done.status == 0 and done.output.startswith(b"-----BEGIN SSH SIGNATURE-----\n"):
+        return done.output
     raise _unusable(name, done)
 
 
-def _unusable(name: str, done: subprocess.CompletedProcess[bytes]) -> TrainError:
+def _unusable(name: str, done: Ended) -> TrainError:
     """Why a key didn't sign."""
-    words = done.stderr
+    words = done.complaint
     if b"incorrect passphrase" in words:
         return TrainError(
             f"{name} has a passphrase, and no agent holds the key.",
@@ -213,7 +214,7 @@ class _Check:
         for at, line in own.items():
             for principal in self._principals({at: line}):
                 said = self._ask("verify", "-n", NAMESPACE, "-I", principal, "-f", "allowed")
-                if said.returncode == 0:
+                if said.status == 0:
                     accepted.append(principal)
                     break
         self._refuse_unreadable()
@@ -221,13 +222,13 @@ class _Check:
             return shown(accepted[0])
         raise self._refusal(fingerprint)
 
-    def _ask(self, operation: str, *arguments: str | bytes) -> subprocess.CompletedProcess[bytes]:
+    def _ask(self, operation: str, *arguments: str | bytes) -> Ended:
         """What ssh-keygen answers. Its complaints about lines are kept."""
         message = b"" if operation == "find-principals" else self._message
         done = _keygen(
             operation, "-s", "signature", *arguments, message=message, folder=self._folder
         )
-        for at, words in _COMPLAINT.findall(done.stderr):
+        for at, words in _COMPLAINT.findall(done.complaint):
             self._complaints[int(at), words.rstrip()] = None
         return done
 
@@ -237,13 +238,13 @@ class _Check:
         :raises RefusedError: when it isn't a signature of the message, whoever made it.
         """
         done = self._ask("check-novalidate", "-n", NAMESPACE)
-        found = _FINGERPRINT.search(done.stdout)
-        if done.returncode == 0 and found:
+        found = _FINGERPRINT.search(done.output)
+        if done.status == 0 and found:
             return found[1]
-        if b"namespace does not match" in done.stderr:
+        if b"namespace does not match" in done.complaint:
             problem = "signature-namespace"
             message = f"its signature was made for another namespace than {NAMESPACE}"
-        elif b"incorrect signature" in done.stderr:
+        elif b"incorrect signature" in done.complaint:
             problem = "signature-differs"
             message = "its signature is over other bytes than its manifest"
         else:
@@ -256,7 +257,7 @@ class _Check:
         rest = (lines.get(at, b"#") for at in range(1, max(lines) + 1))
         self.put("allowed", b"\n".join(rest) + b"\n")
         found = self._ask("find-principals", "-f", "allowed")
-        names = b"" if found.returncode else found.stdout
+        names = b"" if found.status else found.output
         # What begins with an exclamation mark is an exception from the others, and nobody.
         return [name for name in names.split(b"\n") if name and not name.startswith(b"!")]
 
@@ -307,42 +308,31 @@ def _may_be_of(line: bytes, fingerprint: bytes) -> bool:
 # -- the program ---------------------------------------------------------------------------------
 
 
-def _keygen(
-    operation: str, *arguments: str | bytes, message: bytes, folder: str | None = None
-) -> subprocess.CompletedProcess[bytes]:
+def _keygen(operation: str, *arguments: str | bytes, message: bytes, folder: str = "") -> Ended:
     """Run ``ssh-keygen -Y``. It has no terminal and no window to ask in.
 
     :raises TrainError: when there is none, it is too old, or it doesn't end.
     """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in {"DISPLAY", "WAYLAND_DISPLAY", "SSH_ASKPASS"}
-    }
-    environment.update(LC_ALL="C", SSH_ASKPASS_REQUIRE="never")
-    try:
-        done = subprocess.run(
-            [PROGRAM, "-Y", operation, *arguments],
-            input=message,
-            capture_output=True,
-            cwd=folder,
-            env=environment,
-            start_new_session=True,  # away from the terminal
-            timeout=TIMEOUT,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise TrainError(f"There is no {PROGRAM} on this machine's PATH.", _UPDATE) from error
-    except OSError as error:
-        raise TrainError(f"{PROGRAM} can't be run: {error.strerror}.", _UPDATE) from error
-    except subprocess.TimeoutExpired as error:
-        raise TrainError(f"{PROGRAM} didn't come to an end within {TIMEOUT} seconds.") from error
-    if done.returncode and _TOO_OLD.search(done.stderr):
+    environment = dict.fromkeys(("DISPLAY", "WAYLAND_DISPLAY", "SSH_ASKPASS"))
+    done = ask(
+        [PROGRAM, "-Y", operation, *arguments],
+        TIMEOUT,
+        {**environment, "LC_ALL": "C", "SSH_ASKPASS_REQUIRE": "never"},
+        message,
+        folder,
+    )
+    if done.state == UNUSABLE:
+        if done.reason == os.strerror(errno.ENOENT):
+            raise TrainError(f"There is no {PROGRAM} on this machine's PATH.", _UPDATE)
+        raise TrainError(f"{PROGRAM} can't be run: {done.reason}.", _UPDATE)
+    if done.state == HANGS:
+        raise TrainError(f"{PROGRAM} didn't come to an end within {TIMEOUT} seconds.")
+    if done.status and _TOO_OLD.search(done.complaint):
         raise TrainError(f"The {PROGRAM} of this machine knows no -Y {operation}.", _UPDATE)
     return done
 
 
-def _said(done: subprocess.CompletedProcess[bytes]) -> str:
+def _said(done: Ended) -> str:
     """The first line of what it complained of, made printable, or its exit status."""
-    words = done.stderr.strip().partition(b"\n")[0].rstrip()
-    return shown(words) if words else f"{PROGRAM} ended with {done.returncode}"
+    words = done.complaint.strip().partition(b"\n")[0].rstrip()
+    return shown(words) if words else f"{PROGRAM} ended with {done.status}"

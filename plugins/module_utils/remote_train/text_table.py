@@ -47,11 +47,16 @@ def wrap(text: str, limit: int) -> list[str]:
 
 
 def text_table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], limits: Sequence[int], gap: str = "  "
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    limits: Sequence[int],
+    gap: str = "  ",
+    below: Sequence[Sequence[str]] = (),
 ) -> str:
     """A table with a header and a rule below it.
 
     :param limits: the most columns that each cell takes; longer texts go on in the next line.
+    :param below: for each row, the lines that stand below it, as they are.
     """
     cells = [[wrap(text, limit) for text, limit in zip(row, limits)] for row in (header, *rows)]
     widths = [max(width(line) for row in cells for line in row[at]) for at in range(len(header))]
@@ -63,4 +68,6 @@ def text_table(
             lines.append(gap.join(padded).rstrip())
         if number == 0:
             lines.append(gap.join("-" * most for most in widths))
+        elif below:
+            lines += below[number - 1]
     return "\n".join(lines)
