@@ -26,8 +26,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m training JOB.json | --serve", file=sys.stderr)
         return 2
-    # On a machine whose processors are shared, threads that wait by spinning starve those that work:
-    # six times slower at a load of 19 on two processors. It is read when torch is loaded.
+    # Where processors are shared, threads that wait by spinning starve those that work: a step took
+    # six times as long at a load of 19 on two processors. It is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _stop)
     progress = Progress.from_environment()

@@ -345,8 +345,8 @@ def test_documentation_and_arguments_agree() -> None:
     assert {name: option["default"] for name, option in options.items()} == defaults
     tasks = yaml.safe_load((ROOT / "roles/gpu_gate/tasks/main.yml").read_text())
     passed = tasks[0]["gpu_probe"]
-    # The action plugin takes the first two for itself, and adds two as it sends; the last is for what
-    # git pulled (tasks/pulled.yml).
+    # The action plugin takes the first two for itself, and adds two as it sends; the last is for
+    # what git pulled (tasks/pulled.yml).
     own, added, other = (
         {"reconnect_timeout", "until"},
         {"controller_time", "seconds"},
