@@ -1071,6 +1071,60 @@ def test_submodules_that_were_killed_are_finished(place, origin, killed, nested,
     assert not place.look().changes
 
 
+def cut_clone(folder):
+    """Leave of a submodule what its clone has made when the refs have come, and HEAD has not."""
+    at = Path(git(folder, "rev-parse", "--absolute-git-dir"))
+    for path in folder.iterdir():
+        if path.name != ".git":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    git(folder, "pack-refs", "--all")
+    packed = (at / "packed-refs").read_text().splitlines(keepends=True)
+    (at / "packed-refs").write_text("".join(one for one in packed if "refs/heads/" not in one))
+    (at / "HEAD").write_text("ref: refs/heads/main\n")
+    (at / "index").unlink()
+    shutil.rmtree(at / "modules", ignore_errors=True)
+    assert git(folder, "for-each-ref", "refs/remotes")
+    assert not git(folder, "for-each-ref", "refs/heads")
+
+
+@pytest.mark.parametrize(
+    ("name", "newer", "noted"),
+    [("lib", 0, 0), ("lib", 1, 1), ("lib/deep", 0, 1), ("lib/deep", 1, 0)],
+)
+def test_a_clone_of_a_submodule_that_was_killed_at_its_end(
+    place, origin, nested, name, newer, noted
+):
+    """Its commits are there, and HEAD stands for none of them: git goes on with none such."""
+    lib, deep = nested
+    expected = all_files(origin, lib, deep)
+    if newer:  # the branch is further than what is named
+        (lib if name == "lib" else deep).commit({"lib.py": "2", "deep.py": "2", "more": "2"})
+    place.pull()
+    cut_clone(place.root / name)
+    write(place.root / name, {"mine": "m"})
+    if noted:
+        at = git_program.Git(str(place.root), git_tree.parse(origin.url))
+        git_interrupted.note(at, origin.head)
+    assert place.pull(check=True).changed
+    assert place.pull().changed
+    assert contents(place.root) == {**expected, f"{name}/mine": b"m"}
+    assert not place.look().changes
+
+
+def test_what_else_lies_in_the_repository_of_a_submodule_stays(place, origin, nested):
+    place.pull()
+    modules = place.root / ".git" / "modules" / "lib"
+    mine = {"info/exclude": "mine\n", "lfs/objects/ab/cd": "m", "modules/deep/info/mine": "m"}
+    write(modules, mine)
+    at = git_program.Git(str(place.root), git_tree.parse(origin.url))
+    git_interrupted.note(at, origin.head)
+    half = place.root / ".git" / "modules" / "half"
+    git(place.root, "init", "-q", "--bare", str(half))
+    place.pull()
+    assert not half.exists()
+    assert {name: (modules / name).read_text() for name in mine} == mine
+
+
 def test_a_git_that_is_still_at_work(place, origin, monkeypatch):
     place.pull()
     git_interrupted.note(git_program.Git(str(place.root), git_tree.parse(origin.url)), origin.head)

@@ -96,11 +96,12 @@ def drop_halves(git: Git) -> None:
     One without any ref and without an index holds nothing but what a clone was fetching.
     """
     modules = os.path.join(git.line("rev-parse", "--absolute-git-dir"), "modules")
-    for where, folders, _ in os.walk(modules):
+    for where, folders, files in os.walk(modules):
+        if "HEAD" in files:
+            folders[:] = {"modules"}.intersection(folders)  # what else is in it is its own
+            continue
         for name in list(folders):
-            if name in {"objects", "refs", "logs", "hooks"}:
-                folders.remove(name)
-            elif not _holds_anything(os.path.join(where, name)):
+            if not _holds_anything(os.path.join(where, name)):
                 shutil.rmtree(os.path.join(where, name))
                 folders.remove(name)
     _drop_pointers(git)

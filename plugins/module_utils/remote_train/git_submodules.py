@@ -71,6 +71,14 @@ def update(git: Git) -> None:
     if not names:
         return
     git.read("submodule", "--quiet", "sync", what="note the URLs of its submodules")
+    for name in names:
+        inner = git.inside(name)
+        if has_git(inner.folder) and not commit_of(inner):
+            # Cloned, and killed before its HEAD came: git goes on from any commit, not from none.
+            one = ("--count=1", "--format=%(objectname)", "refs/remotes")
+            fetched = inner.line("for-each-ref", *one)
+            if fetched and not inner.names("ls-files", "-z"):
+                inner.read("update-ref", "--no-deref", "HEAD", fetched)
     words = ("submodule", "update", "--init", "--progress")
     git.work(*words, what="update the submodules")
     for name, commit in names.items():
