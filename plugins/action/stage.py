@@ -21,7 +21,7 @@ from controller.followed import Followed
 from controller.log_lines import LogLines
 from controller.progress import duration
 from controller.stage_line import StageLine
-from remote_train import issues, live
+from remote_train import issues, live, runs
 from remote_train.errors import TrainError
 
 
@@ -42,6 +42,7 @@ class ActionModule(TrainAction):
             self._connection.reset,
             float(self._request["reconnect_timeout"]),
             self._line.keep,
+            hurry=link.hurry(self._connection),
         )
         self._followed = Followed(self.argument("home"))
         if self.argument("attach", False):
@@ -136,6 +137,9 @@ class ActionModule(TrainAction):
             # No failure of this step: what can be had of the run comes home first.
             result = failed(error)
             result.update(failed=False, trouble={**failed(error), "recorded": False})
+            if runs.is_name(status.get("run")):
+                # The host has no folder of it yet where none of its stages has ended.
+                result["trouble"]["run"] = status["run"]
         else:
             result = {"state": "ended", **(followed or {}), "failed": False}
             # How it ended is in its own record, and what to do about it the next plan says; but

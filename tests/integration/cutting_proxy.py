@@ -31,21 +31,12 @@ class CuttingProxy:
     def reset(self) -> None:
         """Break every connection with a reset, and each one that comes, until it is mended."""
         self._refuses = True
-        opened, self._open = self._open, []
-        for one in opened:
-            with contextlib.suppress(OSError):
-                # A linger of zero seconds makes a reset of the close (socket(7)).
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                one.shutdown(socket.SHUT_RDWR)
-                one.close()
+        self._break()
 
     def mend(self) -> None:
         """Pass everything on again; what was silent until now stays dead."""
         if not self._flows.is_set():
-            opened, self._open = self._open, []
-            for one in opened:
-                with contextlib.suppress(OSError):
-                    one.close()
+            self._break()
         self._refuses = False
         self._flows.set()
 
@@ -53,6 +44,18 @@ class CuttingProxy:
         """End all of it."""
         self._listening.close()
         self.reset()
+
+    def _break(self) -> None:
+        opened, self._open = self._open, []
+        for one in opened:
+            with contextlib.suppress(OSError):
+                # A linger of zero seconds makes a reset of the close (socket(7)).
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # A close alone leaves it open for as long as a thread waits for its next bytes.
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                one.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

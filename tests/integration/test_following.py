@@ -203,10 +203,11 @@ def test_who_attaches_and_gives_up_leaves_a_record_at_home(
     proxy.reset()
     rest = finish(process)
     shown += rest.output
+    run = str(status(site)["run"])
+    assert not (site.sync / run).exists()  # no stage of it has ended
     hold.unlink()
     assert rest.status == 2, shown
     assert "The host could not be reached again in 2 s." in shown
-    run = site.runs()[-1].name
     issues = site.home / "training_sync" / run / "issues.jsonl"
     assert "could not be reached again" in issues.read_text(encoding="utf-8")
     assert record(site)["run"] == run
@@ -225,7 +226,7 @@ def test_who_waits_sees_no_line_and_plans_anew(speaking: Site) -> None:
     first = site.start("--tags", "style")
     wait_for(site, "style")
     until(lambda: status(site).get("state") == "running", "the status")
-    waiting = site.start("-e", "on_lock=wait", "-v")
+    waiting = site.start("--tags", "style", "-e", "on_lock=wait", "-v")
     shown = shown_by(waiting, ": waiting for it.")
     hold.unlink()
     outcomes = [finish(first), finish(waiting)]
@@ -233,7 +234,8 @@ def test_who_waits_sees_no_line_and_plans_anew(speaking: Site) -> None:
     assert [outcome.status for outcome in outcomes] == [0, 0], shown
     assert re.search(r"The stage style of run_\S+ is running on \S+ as process \d+ since ", shown)
     assert "| line two" not in shown
-    assert not re.search(r"style  (step|done)", shown)
+    assert not re.search(r"style  step", shown)
+    assert re.search(r"style  done in \d+:\d\d  step 7 of 9", shown)  # the wait is over
     assert "skips: up to date" in outcomes[1].plan_of("style")
     assert site.trained() == ["style"]
 
@@ -245,7 +247,7 @@ def test_a_start_that_finds_another_ones_training(speaking: Site, on_lock: str) 
     hold = site.hold("style")
     late = site.start("--tags", "style", "-e", f"on_lock={on_lock}")
     os.set_blocking(late.stdout.fileno(), True)  # type: ignore[union-attr]
-    shown = shown_by(late, "style  trains: ")
+    shown = shown_by(late, "  trains: ")
     os.killpg(late.pid, signal.SIGSTOP)
     first = site.start("--tags", "style")
     wait_for(site, "style")

@@ -318,7 +318,10 @@ class Wire:
         self.ran: list[str] = []
         self.resets = 0
         self.said: list[str] = []
-        self.link = link.Link(self.run, self.reset, patience, self.said.append)
+        self.hurried: list[bool] = []
+        self.link = link.Link(
+            self.run, self.reset, patience, self.said.append, hurry=self.hurried.append
+        )
 
     def run(self, line: str) -> str:
         self.ran.append(line)
@@ -340,6 +343,32 @@ def test_without_a_cut_nothing_is_said(clock):
     wire = Wire(clock)
     assert wire.link.command("a") == "answer to a"
     assert (wire.said, wire.resets, clock.pauses, wire.link.cuts) == ([], 0, [], [])
+
+
+def test_only_what_is_thought_to_be_whole_is_given_little_time_to_connect(clock):
+    wire = Wire(clock)
+    wire.plan = [False, False]
+    wire.link.command("a")
+    wire.link.command("b")
+    assert wire.hurried == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("configured", "whole"), [(20, 4), ("20", 4), (3, 3)])
+def test_the_time_to_connect_is_never_longer_than_what_is_configured(configured, whole):
+    found = {"timeout": configured}
+    connection = SimpleNamespace(get_option=found.get, set_option=found.__setitem__)
+    hurry = link.hurry(connection)
+    hurry(True)
+    assert found["timeout"] == whole
+    hurry(False)
+    assert found["timeout"] == int(configured)
+
+
+def test_a_connection_without_such_an_option_is_left_alone():
+    def get_option(name: str) -> None:
+        raise KeyError(name)
+
+    link.hurry(SimpleNamespace(get_option=get_option))(True)
 
 
 @pytest.mark.parametrize("cuts", [1, 2, 5])
@@ -571,7 +600,7 @@ def test_in_check_mode_what_runs_is_said_and_not_followed():
 def test_check_mode_does_not_plan_and_attach_again():
     """Else it would do so as long as the training runs."""
     tasks = yaml.safe_load((HOUSE / "playbooks/tasks/attach.yml").read_text())
-    assert len(tasks) == 6
+    assert len(tasks) == 5
     for task in tasks[1:]:
         conditions = task["when"]
         assert "not ansible_check_mode" in (
@@ -628,7 +657,7 @@ def test_a_host_that_is_given_up_on_is_flagged(monkeypatch, error, flag, attach)
             "stages": [{"name": "style", "needs": []}],
         },
     )
-    action._connection = SimpleNamespace(reset=None)
+    action._connection = SimpleNamespace(reset=None, get_option={}.get)
     monkeypatch.setattr(ActionModule, "_train", fail)
     found = {"outcome": "attached", "status": RUNNING, "notes": []}
     monkeypatch.setattr(ActionModule, "call", lambda *_: found)

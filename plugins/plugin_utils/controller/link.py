@@ -7,10 +7,30 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 
 from .action import GaveUpError
 from .progress import duration
+
+CONNECT_WITHIN = 4
+"""Seconds for a connection that is made while the one before it isn't known to be broken.
+
+Where the one that all commands share dies of a silence while a command is being started over it,
+ssh makes another one for that, and would wait for it for as long as for the first one of all.
+"""
+
+
+def hurry(connection: Any) -> Callable[[bool], None]:
+    """What makes ``connection`` give up early while it is thought to be whole: see Link."""
+    try:
+        patient = int(connection.get_option("timeout"))
+    except (KeyError, TypeError, ValueError, AnsibleError):
+        return lambda _: None  # a plugin without that option
+
+    def set_timeout(whole: bool) -> None:
+        connection.set_option("timeout", min(patient, CONNECT_WITHIN) if whole else patient)
+
+    return set_timeout
 
 
 def _clock() -> float:
@@ -29,6 +49,7 @@ class Link:
     :param say: shows a line to the person.
     :param stays: the half of a sentence that says what a break doesn't undo.
     :param again: what the same command does, when the host is back.
+    :param hurry: is told before an attempt whether the connection is thought to be whole.
     """
 
     def __init__(
@@ -39,6 +60,7 @@ class Link:
         say: Callable[[str], None],
         stays: str = "the training goes on there",
         again: str = "it attaches",
+        hurry: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._run = run
         self._reset = reset
@@ -46,6 +68,7 @@ class Link:
         self._say = say
         self._stays = stays
         self._again = again
+        self._hurry = hurry
         self._parent = os.getppid()
         self.cuts: list[dict[str, float]] = []
 
@@ -58,6 +81,7 @@ class Link:
             if os.getppid() != self._parent:
                 # The playbook was killed, and this is one of its workers: nobody looks on.
                 raise SystemExit("the playbook is gone")
+            self._hurry(not broken_since)
             try:
                 answer = attempt()
             except AnsibleConnectionFailure as error:
