@@ -1,5 +1,5 @@
 # Each target sets up what it needs first; that takes no time when it is done.
-.PHONY: help setup demo test test-bare lint bench clean
+.PHONY: help setup demo test faults test-page test-bare lint bench clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -29,6 +29,13 @@ demo: setup ## train four adapters on this machine through a real sshd, and brin
 
 test: setup lint ## run the linters, then every test
 	@$(PYTHON) -m pytest
+
+faults: setup ## break everything around a stage, and see it end in the right state
+	@$(PYTHON) -m pytest -m 'not bare' --numprocesses 2 tests/integration/faults
+
+test-page: ## open report.html in a real browser; screenshots are in build/page
+	@sh tools/setup.sh page
+	@$(PYTHON) -m pytest -m page tests/page
 
 test-bare: setup ## as root: from a bare machine (debootstrap) to a trained stage
 	@$(PYTHON) -m pytest -m bare tests/bare

@@ -14,6 +14,7 @@ PLAYBOOKS = {
     "precheck": ("precheck.yml", "see whether the machine is fit"),
     "sync": ("sync.yml", "bring the training project to the host"),
     "collect": ("collect.yml", "bring the results home, or verify what is there"),
+    "report": ("report.yml", "draw the page of a run again, from what is at home"),
     "status": ("status.yml", "say where each stage stands, and what the machine does"),
     "stop": ("stop.yml", "end the stage that runs, and nothing else"),
     "logs": ("logs.yml", "show the log of a stage; with -f, what comes to it as well"),
@@ -53,11 +54,18 @@ SETTINGS = (
     "follow",
     "log_lines",
     "stop_grace",
+    "report_run",
+    "report_language",
 )
 """The options that are settings of the same name."""
 
 
-ONLY_FOR = {"follow": "logs", "log_lines": "logs", "stop_grace": "stop"}
+ONLY_FOR = {
+    "follow": "logs",
+    "log_lines": "logs",
+    "stop_grace": "stop",
+    "report_run": "report",
+}
 """The options of one subcommand alone."""
 
 
@@ -95,6 +103,8 @@ def parser() -> argparse.ArgumentParser:
     known.add_argument("-f", "--follow", action="store_true", help="logs: until the stage ends")
     known.add_argument("-n", "--lines", dest="log_lines", type=int, help="logs: how many")
     known.add_argument("--grace", dest="stop_grace", type=int, help="stop: seconds before a kill")
+    known.add_argument("--run", dest="report_run", help="report: which one; the newest by default")
+    known.add_argument("--report-language", help="the language of report.html: en or zh")
     known.add_argument("-v", "--verbose", action="count", default=0, help="show Ansible's output")
     return known
 
@@ -132,6 +142,8 @@ def _check_command(known: argparse.ArgumentParser, given: argparse.Namespace) ->
             known.error(f"--{name.rpartition('_')[2]} is for {command}, not for {given.command}")
     if given.stage and given.command in ("status", "stop"):
         known.error(f"--stage is not for {given.command}, which looks at whatever runs")
+    if given.stage and given.command == "report":
+        known.error("--stage is not for report, whose page is about a whole run")
     if given.command == "logs" and len(given.stage) > 1:
         known.error("--stage: there is one log at a time; give it once")
 

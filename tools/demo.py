@@ -119,8 +119,8 @@ def run_playbook(options: list[str]) -> int:
 
 
 def name_report() -> None:
-    """Say where the last run's report is: the playbook's recap has come after its own word."""
-    reports = sorted(BUILD.glob("outputs/training_sync/run_*/TRAINING_SUMMARY.md"))
+    """Say where the last run's report is, whether this run drew it or found nothing to do."""
+    reports = sorted(BUILD.glob("outputs/training_sync/run_*/report.html"))
     if reports:
         say(f"the report is {reports[-1]}")
 

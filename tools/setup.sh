@@ -2,7 +2,7 @@
 # Sets up all that this checkout needs: system packages, .venv and what is installed in it.
 # A second run finds nothing to do and says nothing; it is then over in a moment, because every
 # make target begins with it. Nothing here asks a question. With the argument "bench" it sets up
-# what only the benchmarks compare with as well.
+# what only the benchmarks compare with as well, with "page" a browser and what drives it.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -11,8 +11,11 @@ stamp=.venv/.setup-stamp
 PATH="${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin"
 export PATH
 
-compared=
-[ "${1:-}" != bench ] || compared="rsync:rsync openssl:openssl"
+compared= extras=train,dev
+case "${1:-}" in
+bench) compared="rsync:rsync openssl:openssl" ;;
+page) compared="chromium:chromium fc-list:fontconfig" extras=train,dev,page ;;
+esac
 
 say() { printf 'setup: %s\n' "$*"; }
 
@@ -26,6 +29,17 @@ missing_programs() {
     for pair in git:git ssh:openssh-client sshd:openssh-server $compared; do
         command -v "${pair%%:*}" >/dev/null 2>&1 || printf '%s ' "${pair#*:}"
     done
+    # Without a font for it, a browser draws boxes in place of Chinese.
+    case "$extras" in
+    *page*) fc-list :lang=zh 2>/dev/null | grep -q . || printf 'fonts-wqy-microhei ' ;;
+    esac
+}
+
+# Whether .venv has what was asked for beyond what every target needs.
+has_extras() {
+    case "$extras" in
+    *page*) .venv/bin/python -c 'import playwright' >/dev/null 2>&1 ;;
+    esac
 }
 
 # What .venv was made from, and where: one that was moved has wrong paths inside.
@@ -83,7 +97,7 @@ install_packages() {
 }
 
 missing=$(missing_programs)
-if [ -z "$missing" ] && [ -x .venv/bin/python ] && wanted | cmp -s - "$stamp"; then
+if [ -z "$missing" ] && [ -x .venv/bin/python ] && wanted | cmp -s - "$stamp" && has_extras; then
     exit 0
 fi
 
@@ -111,6 +125,6 @@ fi
 say "installing the Python packages of pyproject.toml (some minutes the first time)"
 rm -f "$stamp"
 PIP_USER=0 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
-    --constraint constraints.txt --editable '.[train,dev]' </dev/null ||
+    --constraint constraints.txt --editable ".[$extras]" </dev/null ||
     fail "pip could not install the packages; what it said stands above. Run this again to go on."
 wanted >"$stamp"

@@ -1,7 +1,12 @@
-"""``python -m training JOB.json``: does the job, and always leaves a ``result.json``."""
+"""``python -m training JOB.json``: does the job, and always leaves a ``result.json``.
+
+``python -m training --serve`` does many, see :mod:`training.worker`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 import traceback
@@ -13,36 +18,64 @@ from training.failures import Stopped, explain
 from training.job import parse_job, read_job_file
 from training.progress import Progress
 from training.result import write_result
+from training.worker import serve
 
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 done, 1 failed (the result says why), 2 no job."""
     if len(arguments) != 1:
-        print("usage: python -m training JOB.json", file=sys.stderr)
+        print("usage: python -m training JOB.json | --serve", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, _stop)
+    progress = Progress.from_environment()
+    if arguments == ["--serve"]:
+        return serve(lambda path, kept: _do(path, progress, kept), progress)
+    result = _do(Path(arguments[0]), progress, None)
+    return {"done": 0, "failed": 1}.get(result["status"], 2)
+
+
+def _do(file: Path, progress: Progress, kept: dict[str, Any] | None) -> dict[str, Any]:
+    """The job in ``file``: its result, which is written where the job says.
+
+    :param kept: what a worker keeps between jobs; None for a process of one job.
+    """
     try:
-        values = read_job_file(Path(arguments[0]))
+        values = read_job_file(file)
         path = values.get("result")
         if not isinstance(path, str) or not path:
             raise JobError("ops", "job.result is missing.", "Give the path of the result.")
     except JobError as error:
         print(f"error: {error.symptom} {error.action}", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGTERM, _stop)
-    result = _run(values)
-    write_result(Path(path), result)
-    return 0 if result["status"] == "done" else 1
+        return {"status": "none", "error": error.as_dict()}
+    result = _run(values, progress, kept)
+    spent = result.pop("spent", False)
+    late: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: late.append(number))
+    write_result(Path(path), result)  # whole, whoever asks for the end meanwhile
+    signal.signal(signal.SIGTERM, before)
+    if late:
+        raise Stopped
+    return {**result, "spent": spent}
 
 
-def _run(values: dict[str, Any]) -> dict[str, Any]:
+def _run(values: dict[str, Any], progress: Progress, kept: dict[str, Any] | None) -> dict[str, Any]:
     try:
         job = parse_job(values)
         # Only now, and here: a package that is missing on the host is a sentence, too.
         from training.stage import run  # noqa: PLC0415
 
-        return run(job, Progress.from_environment())
+        if kept is None:
+            return run(job, progress)
+        from training.base_model import BaseModel  # noqa: PLC0415
+
+        base: BaseModel = kept.setdefault("base", BaseModel())
+        try:
+            return run(job, progress, base.load)
+        finally:
+            base.take_off()
     except BaseException as error:  # whatever it is, the result must say so
         known = explain(error)
+        spent = known is None or not isinstance(error, Exception)
         if known is None:
             traceback.print_exc()
             known = JobError(
@@ -51,7 +84,7 @@ def _run(values: dict[str, Any]) -> dict[str, Any]:
                 "The traceback is in the stage's log.",
             )
         print(f"error: {known.symptom} {known.action}", file=sys.stderr, flush=True)
-        return {"status": "failed", "error": known.as_dict()}
+        return {"status": "failed", "error": known.as_dict(), "spent": spent}
 
 
 def _stop(*_: object) -> None:
@@ -59,4 +92,10 @@ def _stop(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    if sys.argv[1:] == ["--serve"]:
+        os._exit(code)  # torch takes seconds to tidy up, and the next stage waits for the GPU
+    sys.exit(code)

@@ -25,9 +25,13 @@ class Progress:
 
     def __call__(self, phase: str, **values: Any) -> None:
         """Write one line. ``phase`` is load, train, evaluate or save."""
+        self.tell({"phase": phase, **values})
+
+    def tell(self, facts: dict[str, Any]) -> None:
+        """Write one line of other facts."""
         if self._descriptor is None:
             return
-        line = json.dumps({"phase": phase, **values}) + "\n"
+        line = json.dumps(facts) + "\n"
         # Whoever reads may be gone or slow; a line lost is better than a training lost.
         with contextlib.suppress(OSError):
             os.write(self._descriptor, line.encode())

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,16 @@ from training.model import load_adapter, save_adapter
 from training.progress import Progress
 from training.report import write_reports
 from training.scores import Expected
+from training.settings import Settings
 from training.train import train
 
 
-def run(job: Job, progress: Progress) -> dict[str, Any]:
+def run(
+    job: Job, progress: Progress, load_base: Callable[[Settings, Path], Loaded] = load
+) -> dict[str, Any]:
     """Train, evaluate and save; returns what ``result.json`` says of it.
 
+    :param load_base: gives the base model; a worker has it still.
     :raises JobError: for all that the user can do something about.
     """
     transformers.utils.logging.disable_progress_bar()  # standard output is a log
@@ -45,7 +49,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
             )
         training = read_training(job.project_root, job.train) if job.mode == "train" else []
         benchmarks = read_benchmarks(job.project_root, job.evaluate)
-        loaded = load(job.settings, job.project_root)
+        loaded = load_base(job.settings, job.project_root)
     folder = open_partial(job)
     trained = None
     metrics: dict[str, Any]

@@ -15,18 +15,22 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 from ansible.errors import AnsibleConnectionFailure
 
 from controller.action import GaveUpError, Result, TrainAction, failed
+from controller.home import home_path
 from controller.progress import SHOWN_AFTER, Meter
-from remote_train import bundle, issues
-from remote_train.atomic import write_text
+from remote_train import bundle, gather, issues, runs
+from remote_train.atomic import write_json, write_text
 from remote_train.errors import TrainError
-from remote_train.gather import OUTGOING
 
 ATTEMPTS = 4
 """How often a run is gathered before what was fetched has to agree with it."""
 
 
 class ActionModule(TrainAction):
-    """``collect:`` gathers and fetches; with ``expected``, it verifies what is at home."""
+    """``collect:`` gathers and fetches; with ``expected``, it verifies what is at home.
+
+    With ``untouched`` nothing is asked of the host, on which nothing has changed: what was seen
+    from here is written at home.
+    """
 
     def act(self, task_vars: Result) -> Result:
         """Gather unless there is nothing new, then make home equal to the host."""
@@ -38,10 +42,17 @@ class ActionModule(TrainAction):
         if self.argument("expected") == []:
             self._line.keep("  nothing to collect: nothing has been trained on the host yet")
             return {"changed": False}
+        untouched = bool(self.argument("untouched", False))
+        if self.check and untouched:
+            return {"changed": False}
         if self.check:
             self._line.keep(f"  would bring adapters, logs and reports to {self._home}")
             return {"changed": False}
         try:
+            if untouched:
+                self._leave_record(self.argument("controller"), [])
+                self._line.keep(f"  what was found is in {self._record_folder()}")
+                return {"changed": False}
             return self._collect()
         except OSError as error:
             raise TrainError(
@@ -56,12 +67,13 @@ class ActionModule(TrainAction):
         controller = self.argument("controller")
         try:
             if expected is not None:
-                return self._bring(expected)
+                return self._again(expected)
             gathered, brought = self._gather(controller)
         except AnsibleConnectionFailure:
             seen = ""
             if expected is None:
-                self._leave_record(controller)
+                gone = issues.make("collect", "The host could not be reached.", category="infra")
+                self._leave_record(controller, [] if controller["failure"] else [gone])
                 seen = f"What was seen from here is in {self._record_folder()}. "
             return failed(
                 GaveUpError(
@@ -70,11 +82,20 @@ class ActionModule(TrainAction):
                     "infra",
                 )
             )
+        except TrainError as error:
+            if expected is not None:
+                raise
+            # A disk that takes nothing more, for one: the evidence is not lost with it.
+            category, hint = error.category, error.hint
+            refused = issues.make("collect", error.message, category=category, action=hint)
+            self._leave_record(controller, [refused])
+            seen = f"What was seen from here is in {self._record_folder()}."
+            raise TrainError(error.message, f"{hint} {seen}".strip(), category) from error
         self.say("")
         for line in gathered["table"].splitlines():
             self._line.keep(line)
-        report = os.path.join(self._home, home_path(gathered["summary"]))
-        self.say(f"\nReport: {report}")
+        report = self.draw_page(self._home, self._run, self._request["report_language"])
+        report = report or os.path.join(self._home, home_path(gathered["summary"]))
         return {
             **brought,
             "changed": True,
@@ -82,6 +103,14 @@ class ActionModule(TrainAction):
             "against": gathered["against"],
             "report": report,
         }
+
+    def _again(self, expected: list[Result]) -> Result:
+        """Make sure of what was collected before; a run that comes home anew gets its page."""
+        brought = self._bring(expected)
+        parts = [part for name in brought["fetched"] for part in name.split("/")]
+        for run in sorted({part for part in parts if runs.is_name(part)}):
+            self.draw_page(self._home, run, self._request["report_language"])
+        return brought
 
     def _gather(self, controller: Result) -> tuple[Result, Result]:
         """What gather answered and what was brought home, from one and the same gathering.
@@ -164,7 +193,7 @@ class ActionModule(TrainAction):
     def _remove(self, there: str) -> None:
         """Remove a bundle that was fetched, and what stands in a folder of its own beside it."""
         folder = os.path.dirname(there)
-        if os.path.dirname(folder) == os.path.join(self._request["project_root"], OUTGOING):
+        if os.path.dirname(folder) == os.path.join(self._request["project_root"], gather.OUTGOING):
             self.shell(["rm", "-r", "-f", "--", folder])
 
     def _place(self, source: str, name: str) -> None:
@@ -185,36 +214,23 @@ class ActionModule(TrainAction):
     def _record_folder(self) -> str:
         return os.path.join(self._home, "training_sync", self._run)
 
-    def _leave_record(self, controller: Result) -> None:
-        """The controller's own part of the record, where the host can't be asked for its."""
+    def _leave_record(self, controller: Result, more: list[Result]) -> None:
+        """The controller's own part of the record, where the host gives none.
+
+        :param more: issues beside those that the controller has told of.
+        """
+        # How a stage ended is in the host's own record, which isn't here.
+        own = [{**one, "recorded": False} for one in controller.get("failed") or []]
         failure = controller["failure"] or {}
+        if failure.get("stage"):
+            failure = {**failure, "recorded": False}
+        known = gather.controllers_issues({**controller, "failed": own, "failure": failure})
         folder = self._record_folder()
-        found = issues.merge(
-            # An earlier command may have collected a part of this run.
-            issues.read(os.path.join(folder, "issues.jsonl")),
-            controller["issues"],
-            [
-                issues.make(
-                    failure.get("phase", "collect"),
-                    failure.get("msg", "The host could not be reached."),
-                    category=failure.get("category", "infra"),
-                    stage=failure.get("stage"),
-                    action=failure.get("hint", ""),
-                )
-            ],
-        )
+        # An earlier command may have collected a part of this run.
+        found = issues.add(issues.read(os.path.join(folder, "issues.jsonl")), [*known, *more])
         text = "".join(f"{issues.line(issue)}\n" for issue in found)
         write_text(os.path.join(folder, "issues.jsonl"), text)
         write_text(os.path.join(folder, "ISSUES.md"), issues.render(found))
-
-
-def home_path(path: str) -> str:
-    """Where a file of the host lies at home: the same place, without the leading outputs/."""
-    parts = path.split("/")
-    if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
-        raise TrainError(
-            f"The host offers {path!r}, which is no path under the project root.",
-            "Don't trust this host.",
-            "integrity",
-        )
-    return "/".join(parts[1:]) if parts[0] == "outputs" else path
+        if controller["findings"]:
+            write_json(os.path.join(folder, "precheck.json"), gather.gate_record(controller))
+        self.draw_page(self._home, self._run, self._request["report_language"])

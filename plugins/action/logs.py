@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
@@ -13,7 +11,6 @@ from controller import follow, link
 from controller.action import GaveUpError, Result, TrainAction, failed
 from controller.log_lines import LogLines
 from controller.progress import size
-from remote_train import live
 from remote_train.errors import TrainError
 
 
@@ -72,37 +69,14 @@ class ActionModule(TrainAction):
 
     def _follow(self, status: Result, offset: int) -> str:
         """Show what comes to the log until the stage has ended; how that was."""
-        stage, token, log = status.get("stage"), status.get("token"), str(status.get("log"))
-        path, where = live.path(self._root, "status.json"), os.path.join(self._root, log)
-        pause, beat, seen = follow.POLL_SECONDS[0], None, time.monotonic()
-        while True:
-            text = self._link.command(follow.poll_command(path, where, offset))
-            try:
-                status, fresh = follow.parse_answer(text)
-            except ValueError:
-                status, fresh = {"state": "running", "token": token, "heartbeat": beat}, b""
-            if status.get("token") != token:
-                # The log is still that of the stage that was followed.
-                self._lines.take(fresh)
-                self._lines.end()
-                return f"{stage} has ended, and something else has been started since"
-            offset += len(fresh)
-            self._lines.take(fresh)
-            pause = follow.POLL_SECONDS[0] if fresh else min(pause * 1.3, follow.POLL_SECONDS[1])
-            if len(fresh) >= follow.LOG_CHUNK:
-                continue
-            if status.get("state") in live.ENDED:
-                self._lines.end()
-                by = (status.get("stopped") or {}).get("by")
-                return f"{stage} was stopped by {by}" if by else f"{stage}  {status['state']}"
-            if status.get("heartbeat") != beat:
-                beat, seen = status.get("heartbeat"), time.monotonic()
-            elif time.monotonic() - seen > follow.SILENT_AFTER:
-                self._lines.end()
-                raise TrainError(
-                    f"{stage} has given no sign of life for {follow.SILENT_AFTER:.0f} s.",
-                    "Its supervisor was killed, the disk is full, or the host hangs: "
-                    "playbooks/status.yml says more.",
-                    "infra",
-                )
-            time.sleep(pause)
+        stage, token = status.get("stage"), status.get("token")
+        try:
+            for poll in follow.polls(self._link.command, self._root, status, offset):
+                self._lines.take(poll.fresh)
+                status = poll.status
+        finally:
+            self._lines.end()
+        if status.get("token") != token:
+            return f"{stage} has ended, and something else has been started since"
+        by = (status.get("stopped") or {}).get("by")
+        return f"{stage} was stopped by {by}" if by else f"{stage}  {status['state']}"

@@ -14,22 +14,38 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 from controller import project, source
 from controller.action import Result, TrainAction
 from controller.progress import SHOWN_AFTER, waiting
-from remote_train import chats, fingerprint, git_tree, request, runs
+from remote_train import (
+    chats,
+    fingerprint,
+    gate,
+    gate_data,
+    gate_facts,
+    gate_limits,
+    gate_model,
+    git_tree,
+    request,
+    runs,
+)
 from remote_train.errors import TrainError
 from remote_train.file_names import first_of, shown
 from remote_train.offer import Offer
 
 
 class ActionModule(TrainAction):
-    """``plan:`` with the request; returns the plan."""
+    """``plan:`` with the request; returns the plan.
+
+    ``data`` says what is done about wrong data: ``stop`` at it, ``warn`` of it, leave it to the
+    ``gate`` that follows, or ``skip`` the look, for what only brings results home.
+    """
 
     def act(self, task_vars: Result) -> Result:
         """Check the local data, then ask the host."""
         wanted = self.argument("request")
         sync = wanted["sync"]
-        # What only brings results home doesn't mind what lies here, nor whether it is in order.
-        check_data = bool(self.argument("check_data", True))
+        data = str(self.argument("data", "stop"))
+        check_data = data != "skip"
         self._checked: list[Result] = []
+        self._leaks: list[Result] = []
         line = self._line = self.line_for(task_vars, SHOWN_AFTER)
         brings = check_data and self._brings(sync, wanted["project_root"])
         if brings:
@@ -39,6 +55,8 @@ class ActionModule(TrainAction):
             if brings and sync["mode"] == "git":
                 git = source.pulled_from(sync, self.setting("sync_git_url", task_vars))
             on_host = self._check_data(wanted, found, git) if check_data else []
+            if data in ("stop", "warn"):
+                self._judge_data(wanted, stops=data == "stop")
             requirements = project.requirements_for(wanted)
             state = git_tree.UNTRACKED if git else runs.SYNC
             with waiting(line, "the host looks at what it has"):
@@ -80,7 +98,7 @@ class ActionModule(TrainAction):
     def _check_data(
         self, wanted: Result, found: source.Source | None, git: Result | None
     ) -> list[dict[str, str]]:
-        """Check the data that sync brings; what it doesn't bring is for the gate on the host.
+        """Look at the data that sync brings; what it doesn't bring is for the gate on the host.
 
         A step that sees to the data by itself, without a stage, sees to that of all stages.
         """
@@ -96,32 +114,45 @@ class ActionModule(TrainAction):
             folder = found.folder if found else ""
             here = [file for file in files if found and file["name"] in found.offer]
         reports, leaks = chats.check_files(folder, here)
+        missing: dict[str, chats.FileReport] = {}
+        if found and not git:
+            for name in (file["name"] for file in files if file not in here):
+                # A file that exists here but isn't synced may lie on the host already.
+                if name not in missing and not _lies_in(folder, name):
+                    missing[name] = chats.FileReport(name)
+                    place = found.bundle or found.folder
+                    missing[name].add(None, f"there is no such file in {place}")
         self._checked = [
-            {**report.facts(), "stages": chats.trained_by(report.file, here)} for report in reports
+            {**report.facts(), "stages": chats.trained_by(report.file, files)}
+            for report in (*missing.values(), *reports)
         ]
-        problems = [p for report in reports for p in report.problems] + leaks
-        if problems:
-            more = sum(report.problem_count for report in reports) + len(leaks) - 1
-            raise TrainError(
-                f"{problems[0]}" + (f" And {more} more problems of data." if more else ""),
-                "Mend the file; nothing was sent.",
-                "data",
-            )
+        self._leaks = [leak.as_dict() for leak in leaks]
         if git:
             return []
-        missing = [
-            file["name"]
-            for file in files
-            # A file that exists here but isn't synced may lie on the host already.
-            if found and file not in here and not _lies_in(folder, file["name"])
-        ]
-        if missing and found:
-            raise TrainError(
-                f"{missing[0]} is missing in {found.bundle or found.folder}.",
-                "Put it there, or name the right file in the stage.",
-                "data",
-            )
-        return [file for file in files if file not in here]
+        return [file for file in files if file not in here and file["name"] not in missing]
+
+    def _judge_data(self, wanted: Result, stops: bool) -> None:
+        """Say what the gate's checks of the data say, where no gate follows that would.
+
+        :param stops: whether a failed one ends it.
+        :raises TrainError: then.
+        """
+        names = [check.name for check in gate_data.DATA_CHECKS]
+        given = self.argument("silence") or {}
+        ours = {name: reason for name, reason in given.items() if name in names}
+        context = gate_model.Context(
+            data=gate_facts.from_controller(self._checked, self._leaks),
+            stages=tuple(wanted["stages"]),
+        )
+        silenced = gate_limits.silenced(ours, names)
+        findings = gate.run_table(context, gate_model.STRICT, gate_data.DATA_CHECKS, silenced)
+        stop, stopping = gate.judge(findings, gate_model.STRICT)
+        for finding in findings:
+            result = finding.would_be or finding.result
+            if result in (gate_model.FAIL, gate_model.WARN) and not (stops and stop):
+                self.warn(f"The check {finding.check}: {finding.seen} {finding.action}".strip())
+        if stops and stop:
+            raise TrainError(*gate.sentence(stopping), "data")
 
     def _result(
         self,
@@ -174,6 +205,7 @@ class ActionModule(TrainAction):
             "records": bool(wanted["selected"] or made["uncollected"]),
             "data_on_host": on_host,
             "data_checked": self._checked,
+            "data_leaks": self._leaks,
             "run": made["uncollected"] or runs.new_name(),
             "lines": lines,
         }

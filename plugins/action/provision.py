@@ -30,6 +30,7 @@ class ActionModule(TrainAction):
         self._vars = task_vars
         self._request = self.argument("request")
         self._root = self._request["project_root"]
+        self._places: dict[str, str] = {}
         self._line = self.line_for(task_vars, SHOWN_AFTER)
         self._link = link.Link(
             self._command,
@@ -40,9 +41,9 @@ class ActionModule(TrainAction):
             "it follows that",
         )
         self._looking = self._arguments()
-        if self.check:
-            return self._looked(self._call(self._looking))
         here, self._looking["wheels"] = self._wheels()
+        if self.check:
+            return self._checked(self._call(self._looking), here)
         arguments, token = dict(self._looking), new_token()
         while True:
             answer = self._started(arguments, here, token)
@@ -51,7 +52,8 @@ class ActionModule(TrainAction):
                 return self._verdict(self._followed(answer))
             if not (status and answer["steps"]):
                 return self._looked(answer)
-            self._line.keep("  Other provisioning runs there already; it is waited for.")
+            for line in other(status):
+                self._line.keep(line)
             self._followed(answer)
 
     def _started(self, arguments: Result, here: str, token: str) -> Result:
@@ -66,7 +68,8 @@ class ActionModule(TrainAction):
             if answer["installed"]:
                 if answer["status"]:
                     return answer
-                arguments.update(self._sent(sorted(glob.glob(os.path.join(here, "*.whl")))))
+                arguments.update(self._sent(_wheels_in(here)))
+                self._places[arguments["wheels"]] = here
         answer = self._call({**arguments, "token": token})
         if answer["needs_pip"] and not answer["status"]:
             carried = self._sent([_own_pip()])
@@ -106,7 +109,7 @@ class ActionModule(TrainAction):
             return "", given
         if self._connection.transport == "local":
             return "", here
-        if not glob.glob(os.path.join(glob.escape(here), "*.whl")):
+        if not _wheels_in(here):
             raise TrainError(
                 f"provision_wheels is {here}, which holds no *.whl.",
                 "Fill it with `pip download` for the host's kind of machine and Python.",
@@ -123,7 +126,7 @@ class ActionModule(TrainAction):
         listed = "".join(f"{digests[file]}  {os.path.basename(file)}\n" for file in files)
         folder = f"wheels-{hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]}"
         sent = {upload.whole(file, folder, meter): digests[file] for file in files}
-        self._line.keep(f"  sent {len(files)} wheels, {size(total)}")
+        self._line.keep(f"  sent {_named(files)}")
         return {"digests": sent, "wheels": os.path.join(incoming, folder)}
 
     def _on_host(self, words: list[str], stdin: bytes) -> str:
@@ -131,6 +134,18 @@ class ActionModule(TrainAction):
 
     def _command(self, line: str) -> str:
         return self.read(line, "How far provisioning is", f"Look into {detached.FOLDER} there.")
+
+    def _checked(self, answer: Result, here: str) -> Result:
+        """The result in check mode, in which what would be sent is a step as well."""
+        if answer["status"] and answer["steps"]:
+            self._line.keep(other(answer["status"])[0])
+        sends = []
+        if here and answer["installed"]:
+            files = _wheels_in(here)
+            sends.append(f"sends {_named(files)}")
+        if answer["needs_pip"] and not installer.pip_wheel(here):
+            sends.append(f"sends {_named([_own_pip()])}")
+        return self._looked({**answer, "steps": [*sends, *answer["steps"]]})
 
     def _looked(self, answer: Result) -> Result:
         """The result where nothing was started: all is there, or nothing may be changed."""
@@ -173,7 +188,8 @@ class ActionModule(TrainAction):
 
     def _poll(self, path: str, log: str, offset: int) -> tuple[Result, bytes]:
         printed: str = self._link.command(follow.poll_command(path, log, offset))
-        return follow.parse_answer(printed)
+        answer = follow.parse_answer(printed)
+        return answer.status, answer.fresh
 
     def _last_word(self, path: str, log: str, offset: int) -> Result:
         """The last word of work that says nothing any more.
@@ -199,11 +215,17 @@ class ActionModule(TrainAction):
     def _verdict(self, status: Result) -> Result:
         error = status.get("error")
         if error:
-            raise TrainError(error["msg"], error["hint"], error["category"])
+            raise TrainError(self._here(error["msg"]), self._here(error["hint"]), error["category"])
         result: Result = status.get("result") or {}
         for line in result.get("done", []):
             self._line.keep(f"  {line}")
         return {"steps": [], **result}
+
+    def _here(self, text: str) -> str:
+        """A text of the host's, with a folder that was sent there by its name on this machine."""
+        for there, here in self._places.items():
+            text = text.replace(there, here)
+        return text
 
 
 def describe(status: Result) -> str:
@@ -216,6 +238,28 @@ def describe(status: Result) -> str:
     elapsed = float(status.get("heartbeat") or 0) - float(status.get("started_at") or 0)
     parts.append(f"{duration(elapsed)} elapsed")
     return "  ".join(parts)
+
+
+def other(status: Result) -> tuple[str, str]:
+    """Two lines about work that another command began: what runs, since when, how to end it."""
+    lasts = duration(float(status.get("heartbeat") or 0) - float(status.get("started_at") or 0))
+    doing = (status.get("progress") or {}).get("text") or "provisioning"
+    pid = status.get("pid")
+    which, how = (f", process {pid}", f"kill {pid}") if pid else ("", f"see {detached.FOLDER}")
+    return (
+        f"  Earlier provisioning still runs on the host{which}, for {lasts} now: {doing}",
+        "  It is waited for, and then the rest is done with the settings of this command. To end "
+        f"it instead, on the host: {how}",
+    )
+
+
+def _wheels_in(folder: str) -> list[str]:
+    return sorted(glob.glob(os.path.join(glob.escape(folder), "*.whl")))
+
+
+def _named(files: list[str]) -> str:
+    what = f"{len(files)} wheels" if len(files) > 1 else os.path.basename(files[0])
+    return f"{what}, {size(sum(map(os.path.getsize, files)))}"
 
 
 def _own_pip() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,17 @@ OPEN_NAMES = {"groups", "hostvars", "vars", "omit", "environment", "playbook_dir
 """Names that Ansible or this project itself puts among the variables."""
 
 
-_GATE = "gpu_gate_"
-
-
 class ActionModule(TrainAction):
-    """``settings:``; returns ``request``, which is empty with ``names_only``."""
+    """``settings:``; returns ``request``, which is empty with ``names_only``, and ``started``.
+
+    ``started`` is this machine's clock as the settings were read, in seconds since 1970.
+    """
 
     _requires_connection = False
 
     def act(self, task_vars: Result) -> Result:
         """Read the variables in force, refuse what is no setting, build the request."""
+        started = time.time()
         specs = self._specs()
         own = self._own_names(task_vars)
         known = {name for spec in specs.values() for name in spec} | set(own)
@@ -37,7 +39,7 @@ class ActionModule(TrainAction):
         request.check_names(set(task_vars) - magic, known, exact=False)
         self._check_gate(task_vars)
         if self.argument("names_only", False):
-            return {"changed": False, "request": {}}
+            return {"changed": False, "request": {}, "started": started}
         spec = specs["settings"]
         values = {name: self._value(name, task_vars) for name in spec}
         built = request.build(
@@ -47,7 +49,7 @@ class ActionModule(TrainAction):
             skip_tags=task_vars.get("ansible_skip_tags", []),
             terminal=bool(task_vars.get("controller_terminal")),
         )
-        return {"changed": False, "request": built}
+        return {"changed": False, "request": built, "started": started}
 
     def _specs(self) -> dict[str, dict[str, Any]]:
         """The options of every role here, by role."""
@@ -58,17 +60,28 @@ class ActionModule(TrainAction):
         return specs
 
     def _check_gate(self, task_vars: Result) -> None:
-        """Refuse what is wrong in the settings of the role gpu_gate, before any contact."""
-        given = {
-            name.removeprefix(_GATE): self._templar.template(value)
-            for name, value in task_vars.items()
-            if name.startswith(_GATE)
-        }
-        names = [field.name for field in dataclasses.fields(gate_limits.Limits)]
-        gate_limits.Limits.of({name: given[name] for name in names if name in given})
+        """Refuse what is wrong in the settings of both gates, before any contact."""
+        for limits in (gate_limits.Limits, gate_limits.ActiveLimits):
+            names = {field.name: limits.prefix + field.name for field in dataclasses.fields(limits)}
+            limits.of(
+                {
+                    name: self._value(variable, task_vars)
+                    for name, variable in names.items()
+                    if variable in task_vars
+                }
+            )
+        for variable, check in (
+            ("gpu_gate_timeout", gate_limits.timeout),
+            ("gpu_gate_nvidia_smi", gate_limits.program),
+            ("gpu_gate_silence", self._silenced),
+        ):
+            if variable in task_vars:
+                check(self._value(variable, task_vars))
+
+    @staticmethod
+    def _silenced(given: Any) -> None:
         gate_limits.silenced(
-            request.typed("gpu_gate_silence", given.get("silence") or {}, "dict"),
-            gate_checks.NAMES,
+            request.typed("gpu_gate_silence", given or {}, "dict"), gate_checks.NAMES
         )
 
     def _own_names(self, task_vars: Result) -> list[str]:

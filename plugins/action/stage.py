@@ -6,24 +6,31 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
 
 from controller import follow, link
 from controller.action import (
-    GaveUpError,
     Result,
     TrainAction,
     failed,
     new_token,
 )
-from controller.progress import describe, duration
+from controller.followed import Followed
+from controller.log_lines import LogLines
+from controller.progress import duration
+from controller.stage_line import StageLine
 from remote_train import issues, live
 from remote_train.errors import TrainError
 
 
 class ActionModule(TrainAction):
     """``stage:`` with the request and a stage's name; or ``attach: true`` for whatever runs."""
+
+    def __init__(self, *arguments: object, **named: object) -> None:
+        super().__init__(*arguments, **named)
+        self._notes: list[Result] = []
 
     def act(self, task_vars: Result) -> Result:
         """Start or attach, then follow."""
@@ -36,11 +43,9 @@ class ActionModule(TrainAction):
             float(self._request["reconnect_timeout"]),
             self._line.keep,
         )
+        self._followed = Followed(self.argument("home"))
         if self.argument("attach", False):
-            try:
-                return self._attach()
-            except GaveUpError as error:
-                return failed(error)
+            return self._attach(task_vars)
         name = self.argument("stage")
         blocked = self._blocked_by(name)
         if blocked:
@@ -55,16 +60,22 @@ class ActionModule(TrainAction):
                 **failed(error),
                 "stage": name,
                 "state": "failed",
-                "issues": self._cuts(name),
+                "issues": self._issues(name),
             }
 
     def _train(self, name: str, task_vars: Result) -> Result:
         """Start the stage and follow it, until how it ended is known."""
         while True:
             started = self._start(name, task_vars)
+            self._take_notes(name, started.get("notes") or [])
             if started["outcome"] == "skipped":
                 self._line.keep(f"  {name}  up to date")
-                return {"changed": False, "stage": name, "state": "skipped"}
+                return {
+                    "changed": False,
+                    "stage": name,
+                    "state": "skipped",
+                    "issues": self._issues(name),
+                }
             for reason in started["verdict"].get("reasons", []):
                 self._line.keep(f"  {name}: {reason}")
             followed = self._follow(started["status"])
@@ -100,23 +111,48 @@ class ActionModule(TrainAction):
             # Somebody else's training began between our plan and now.
             holder = started["status"]
             self._refuse_or_say(holder)
-            followed = self._follow(holder)
-            if followed and followed.get("stopped") and self._request["on_lock"] == "attach":
+            followed = self._follow(holder, ours=False)
+            if followed and followed.get("stopped") and not self._waits:
                 # Who stops a stage that several follow means all of them.
                 raise TrainError(followed["msg"], followed["hint"], followed["category"])
             started = self._link(lambda: self.call("stage", arguments, task_vars))
         return started
 
-    def _attach(self) -> Result:
+    def _attach(self, task_vars: Result) -> Result:
         """Follow the training that runs already."""
         status = self.argument("live")
         live.require_running(self._root, status)
         self._refuse_or_say(status)
         if self.check:
             return {"changed": False, "stage": status.get("stage"), "state": "running"}
-        followed = self._follow(status) or {"stage": status.get("stage"), "state": "ended"}
-        # How it ended is in its own record, and what to do about it the next plan says.
-        return {**followed, "changed": False, "failed": False}
+        stage = str(status.get("stage"))
+        try:
+            # Where its supervisor was killed, another one follows it from now on.
+            arguments = {"request": self._request, "attach": True}
+            found: Result = self._link(lambda: self.call("stage", arguments, task_vars))
+            self._take_notes(stage, found["notes"])
+            followed = self._follow(found["status"], ours=False)
+        except TrainError as error:
+            # No failure of this step: what can be had of the run comes home first.
+            result = failed(error)
+            result.update(failed=False, trouble={**failed(error), "recorded": False})
+        else:
+            result = {"state": "ended", **(followed or {}), "failed": False}
+            # How it ended is in its own record, and what to do about it the next plan says; but
+            # going on after somebody has stopped it would start that very stage again.
+            if "stopped" in result and not self._waits:
+                result["trouble"] = {
+                    "msg": result["msg"],
+                    "hint": "",
+                    "category": "ops",
+                    "recorded": True,
+                }
+        return {**result, "stage": stage, "changed": False, "issues": self._issues(stage)}
+
+    @property
+    def _waits(self) -> bool:
+        """Whether what somebody else has started is waited for, and not looked at."""
+        return bool(self._request["on_lock"] == "wait")
 
     def _refuse_or_say(self, holder: Result) -> None:
         who = (
@@ -127,78 +163,101 @@ class ActionModule(TrainAction):
             raise TrainError(
                 f"{who}.", "Wait for it, or leave out on_lock=fail to follow it.", "ops"
             )
-        verb = "waiting for it" if self._request["on_lock"] == "wait" else "following it"
+        verb = "waiting for it" if self._waits else "following it"
         if self.check:
             verb = "a run would wait for its end"
         self._line.keep(f"  {who}: {verb}.")
 
-    def _follow(self, status: Result) -> Result | None:
+    def _follow(self, status: Result, ours: bool = True) -> Result | None:
         """Poll until the stage has ended; what it says is the result.
 
         None where it has ended and another controller has started a stage since: its marker
         says how, and a start reads that.
+
+        :param ours: whether this command has started it; else it does as ``on_lock`` says.
         """
-        path = live.path(self._root, "status.json")
-        log = os.path.join(self._root, str(status.get("log", "")))
-        token, stage = status.get("token"), str(status.get("stage"))
-        offset, pause = 0, follow.POLL_SECONDS[0]
-        silent = self._request["on_lock"] == "wait" and self.argument("attach", False)
-        beat, beat_seen = status.get("heartbeat"), time.monotonic()
-        unreadable_since: float | None = None
-        while status.get("state") == "running":
-            text = self._link.command(follow.poll_command(path, log, offset))
-            try:
-                status, fresh = follow.parse_answer(text)
-            except ValueError:
-                unreadable_since = unreadable_since or time.monotonic()
-                if time.monotonic() - unreadable_since > follow.SILENT_AFTER:
-                    raise self._unreadable(stage, text) from None
-                time.sleep(pause)
-                continue
-            unreadable_since = None
-            offset += len(fresh)
-            if status.get("token") != token:
-                return None
-            if status.get("heartbeat") != beat:
-                beat, beat_seen = status.get("heartbeat"), time.monotonic()
-            elif time.monotonic() - beat_seen > follow.SILENT_AFTER:
-                raise self._silent(stage)
-            self._show(stage, status, fresh, silent)
-            if len(fresh) < follow.LOG_CHUNK and status.get("state") == "running":
-                time.sleep(pause)
-                pause = min(pause * 1.3, follow.POLL_SECONDS[1])
+        stage, token = str(status.get("stage")), status.get("token")
+        quiet = self._waits and not ours
+        shown = StageLine(stage, int(self._request["survival"]["stage_retries"]) + 1)
+        lines = LogLines(lambda line: self._line.keep(f"  | {line}"))
+        reads = self.verbose and not quiet
+        offset = 0
+        if not (ours or quiet):
+            offset = self._catch_up(status, lines if reads else None)
+        try:
+            for poll in follow.polls(self._link.command, self._root, status, offset, not reads):
+                if reads:
+                    lines.take(poll.fresh)
+                if poll.status.get("token") != token:
+                    return None
+                status = poll.status
+                text = shown.line(status)
+                self._followed.keep(
+                    status,
+                    poll.end,
+                    poll.fresh,
+                    step=shown.step,
+                    steps=shown.steps,
+                    loss=shown.loss,
+                )
+                news = shown.news(status)
+                if quiet:
+                    continue
+                if news:
+                    self._line.keep(news)
+                if status.get("state") == "running":
+                    self._line.update(text)
+        finally:
+            lines.end()
+        self._followed.forget(token)
+        self._line.keep(shown.ended(status))
         return self._verdict(stage, status)
 
-    def _silent(self, stage: str) -> TrainError:
-        return TrainError(
-            f"The supervisor of {stage} has given no sign of life for {follow.SILENT_AFTER:.0f} s.",
-            "It was killed, the disk is full, or the host hangs: look at "
-            "outputs/training_sync/live there, then give the same command again.",
-            "infra",
-        )
+    def _catch_up(self, status: Result, lines: LogLines | None) -> int:
+        """Say what has happened since somebody last followed the stage from here.
 
-    def _unreadable(self, stage: str, text: str) -> TrainError:
-        first = text.strip().splitlines()[:1] or [""]
-        return TrainError(
-            f"What the host says of {stage} could not be read for {follow.SILENT_AFTER:.0f} s; "
-            f"it begins with {first[0][:60]!r}.",
-            "See what the login shell prints there, and outputs/training_sync/live; then give "
-            "the same command again.",
-            "infra",
-        )
+        :param lines: where the log's lines are shown that came meanwhile, if they are.
+        :returns: up to where in the log it has been read.
+        """
+        seen = self._followed.read(token=status.get("token"))
+        if seen:
+            self._line.keep(f"  {_meanwhile(seen, status)}")
+        offset = int(seen.get("offset", 0))
+        if lines is None:
+            return offset
+        log = os.path.join(self._root, str(status.get("log")))
+        text = self._link.command(follow.missed_command(log, offset))
+        try:
+            missed = follow.parse_missed(text, offset)
+        except ValueError:
+            return offset
+        if missed.left_out:
+            self._line.keep(
+                f"  {missed.left_out:,} lines of the log before these are left out; all of it "
+                "comes home with collect."
+            )
+        lines.take(missed.text)
+        return missed.end
 
-    def _show(self, stage: str, status: Result, fresh: bytes, silent: bool) -> None:
-        if silent:
-            return
-        if self.verbose:
-            for line in fresh.decode("utf-8", "replace").splitlines():
-                self._line.keep(f"  | {line}")
-        elapsed = float(status.get("heartbeat", 0)) - float(status.get("started_at", 0))
-        self._line.update(describe(stage, status.get("progress") or {}, elapsed))
+    def _take_notes(self, stage: str, notes: list[Any]) -> None:
+        """Show what the start found there, a lock of a dead process say, and keep it."""
+        for said in notes:
+            note = said
+            if isinstance(said, str):
+                note = issues.make(
+                    "train",
+                    said,
+                    category="infra",
+                    severity="warning",
+                    stage=stage,
+                    status="handled",
+                )
+            self._line.keep(f"  {stage}: {note['symptom']}")
+            self._notes.append(note)
 
-    def _cuts(self, stage: str) -> list[Result]:
-        """An issue for each time that the connection broke."""
-        return [
+    def _issues(self, stage: str) -> list[Result]:
+        """What the start noted, and an issue for each time that the connection broke."""
+        return self._notes + [
             issues.make(
                 "train",
                 f"The connection broke for {cut['seconds']} s while {stage} was followed.",
@@ -216,7 +275,7 @@ class ActionModule(TrainAction):
             "changed": True,
             "stage": stage,
             "state": status.get("state"),
-            "issues": self._cuts(stage),
+            "issues": self._issues(stage),
             "log": status.get("log"),
         }
         error = status.get("error")
@@ -233,7 +292,30 @@ class ActionModule(TrainAction):
                 category=error["category"],
                 recorded=True,
             )
-        elapsed = float(status.get("heartbeat", 0)) - float(status.get("started_at", 0))
-        how = "was stopped after" if stopped else f"{status.get('state')} in"
-        self._line.keep(f"  {stage}  {how} {duration(elapsed)}")
         return result
+
+
+def _meanwhile(seen: Result, status: Result) -> str:
+    """What has happened since a stage was last looked at, in one line."""
+    parts = [f"Meanwhile, in {duration(time.time() - _number(seen.get('at'), time.time()))}:"]
+    progress = status.get("progress") or {}
+    parts += [
+        f"{name} {before if before is not None else '?'} -> {now},"
+        for name, before, now in (
+            ("step", _shown(seen.get("step"), 0), _shown(progress.get("step"), 0)),
+            ("loss", _shown(seen.get("loss"), 3), _shown(progress.get("loss"), 3)),
+        )
+        if now is not None
+    ]
+    line = " ".join(parts).rstrip(",:")
+    return f"{line}."
+
+
+def _number(value: object, otherwise: float) -> float:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if known else otherwise  # type: ignore[arg-type]
+
+
+def _shown(value: object, digits: int) -> str | None:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{value:.{digits}f}" if known else None

@@ -60,6 +60,8 @@ def _lines(root: str, done: Result, grace: int) -> list[str]:
     who = f"{stage} of {done['run']}, process {done['pid']}"
     if done["state"] == "nothing":
         held = [f"its lock is held by what a stage has left running: {left}"] if left else []
+        if done.get("waited"):
+            held.append(f"ended process {done['waited']}, which waited for the next stage")
         return [f"no stage runs in {root}: there is nothing to stop", *held]
     if done["state"] == "running":
         return [f"would stop {who}; it would have {grace} s to end by itself"]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
@@ -34,26 +38,34 @@ requirements:
 
 _LIVE_ACTIONS = (
     "plan",
+    "gpu_probe",
+    "active_gate",
     "code_sync",
     "provision",
     "stage",
     "collect",
     "bundle",
+    "report",
     "stop",
     "logs",
 )
 """The steps that show lines while they run: their titles come first."""
 
+_REPORTING = ("collect", "report")
+"""The steps that say where a report is, which stands in the last line of all."""
+
 _SHOWN_ACTIONS = (
     *_LIVE_ACTIONS,
-    "gpu_probe",
-    "active_gate",
     "verify_manifest",
     "apply_bundle",
     "rollback",
     "status",
 )
 """The steps that have titles; the others are housekeeping."""
+
+
+WRITTEN_WITHIN = 1.0
+"""Seconds in which a worker has written a line, or has died of a signal."""
 
 
 class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no types
@@ -66,6 +78,8 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
     def __init__(self) -> None:
         super().__init__()
         self._title = ""
+        self._interrupted = False
+        self._reports: list[str] = []
         # Into a pipe, lines would otherwise arrive when the task ends: a log of a CI job must
         # show them as they come.
         with contextlib.suppress(AttributeError, io.UnsupportedOperation):
@@ -76,6 +90,29 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
         """Whether everything is shown as Ansible shows it."""
         return bool(self._display.verbosity)
 
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        """Remember a Ctrl-C: Ansible's handler of it is in place by now."""
+        super().v2_playbook_on_start(playbook)
+        before = signal.getsignal(signal.SIGINT)
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self._interrupted = True
+            if callable(before):
+                with _nobody_writes(getattr(before, "__self__", None)):
+                    before(number, frame)
+
+        if callable(before):
+            signal.signal(signal.SIGINT, handle)
+
+    def _heed_interrupt(self) -> None:
+        """End a run whose Ctrl-C got lost, before its next step.
+
+        It is an exception, and Python drops one that comes up in a finalizer or in a weak
+        reference's callback: the run would go on, and begin to train.
+        """
+        if self._interrupted:
+            raise KeyboardInterrupt
+
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Plays are shown by the names of their steps."""
         if self._plain:
@@ -85,6 +122,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         """The banner of a step, at once: its live lines come below it."""
+        self._heed_interrupt()
         if self._plain:
             super().v2_playbook_on_task_start(task, is_conditional)
 
@@ -104,6 +142,9 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Warnings, and the lines that a step wants shown."""
+        report = result.result.get("report")
+        if result.task.action in _REPORTING and isinstance(report, str) and report:
+            self._reports.append(report)
         if self._plain:
             super().v2_runner_on_ok(result)
             return
@@ -168,8 +209,34 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
         super().v2_on_file_diff(result)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        """The recap, which Molecule's idempotence step and people read."""
+        """The recap, which Molecule's idempotence step and people read; then the report."""
         super().v2_playbook_on_stats(stats)
+        for path in dict.fromkeys(self._reports):
+            self._display.display(printable(f"Report: {path}"), color=constants.COLOR_HIGHLIGHT)
+
+
+@contextlib.contextmanager
+def _nobody_writes(manager: Any) -> Iterator[None]:
+    """Keep Ansible's workers from being killed while they write to the queue that all share.
+
+    What a worker shows goes through that queue. One that dies with the queue's lock, which is in
+    just that moment in which a line appears, leaves it locked, and the playbook would wait for it
+    for ever: Ctrl-C would hang.
+
+    :param manager: Ansible's task queue manager; what it lacks here is done without.
+    """
+    lock = getattr(getattr(manager, "_final_q", None), "_wlock", None)
+    locked = bool(lock and lock.acquire(timeout=WRITTEN_WITHIN))
+    try:
+        yield
+    finally:
+        until = time.monotonic() + WRITTEN_WITHIN
+        for worker in getattr(manager, "_workers", None) or []:
+            # Before they are gone, they could take the lock that is let go of here.
+            if worker is not None:
+                worker.join(max(0.0, until - time.monotonic()))
+        if lock and locked:
+            lock.release()
 
 
 def _sentence(answer: dict[str, Any]) -> str:

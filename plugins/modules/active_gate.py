@@ -11,6 +11,8 @@ description:
     longest chats in tokens.
   - Each check gives one finding, in the form of the module M(gpu_probe). A finding never makes the
     module fail; RV(stop) says whether the run should stop, and the role decides.
+  - The action plugin of the same name asks again where the connection breaks, for
+    C(reconnect_timeout) seconds.
   - What hangs is killed after O(timeout), and is itself a finding. A folder of models that gives
     no answer makes the module fail, with the category C(infra).
 author: the remote-train authors
@@ -49,7 +51,7 @@ options:
     type: dict
     default: {}
   silence:
-    description: Checks that are silenced, with the reasons, by name. Other names are passed over.
+    description: Checks that are silenced, with the reasons, by name, as in M(gpu_probe).
     type: dict
     default: {}
   gpus:
@@ -73,7 +75,7 @@ options:
     type: float
     default: 0.15
   timeout:
-    description: For how many seconds the training's Python is waited for, at most 50.
+    description: For how many seconds all of it is waited for, at most 50.
     type: float
     default: 45
 """
@@ -109,6 +111,10 @@ hint:
   description: What to do about the first of RV(stopping).
   returned: success
   type: str
+closing:
+  description: One sentence that says how it ended where the run goes on, as in M(gpu_probe).
+  returned: success
+  type: str
 summary:
   description: How many findings there are of each result.
   returned: success
@@ -139,26 +145,20 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.remote_train import (
     active_facts,
     active_gate,
-    gate,
-    gate_limits,
+    gate_module,
     gate_torch,
     limited,
 )
 from ansible.module_utils.remote_train.errors import TrainError
-
-LONGEST = 50.0
-"""Seconds for all of it, so that a minute is enough with Ansible's start and what is killed."""
+from ansible.module_utils.remote_train.gate_limits import ActiveLimits
+from ansible.module_utils.remote_train.problems import failure
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "project_root": {"type": "path", "required": True},
+            **gate_module.ARGUMENTS,
             "python": {"type": "str", "default": ""},
-            "mode": {"type": "str", "choices": ["strict", "warn", "off"], "default": "strict"},
-            "stages": {"type": "list", "elements": "dict", "default": []},
-            "storage": {"type": "dict", "default": {}},
-            "silence": {"type": "dict", "default": {}},
             "gpus": {"type": "int", "default": 1},
             "driver_cuda": {"type": "str", "default": ""},
             "warn_bandwidth": {"type": "float", "default": 4},
@@ -171,52 +171,35 @@ def main() -> None:
     started = time.monotonic()
     given = module.params
     stages, root, storage = given["stages"], given["project_root"], given["storage"]
-    names = [check.name for check in active_gate.CHECKS]
     try:
-        if not 0 < given["timeout"] <= LONGEST:
-            raise TrainError(
-                f"active_gate_timeout is {given['timeout']:g}.",
-                f"Give it a number of seconds above 0, at most {LONGEST:g}.",
-            )
-        # The passive gate has refused names that neither of the two knows.
-        ours = {name: why for name, why in given["silence"].items() if name in names}
-        silenced = gate_limits.silenced(ours, names)
+        names = ("timeout", "warn_bandwidth", "min_bandwidth")
+        limits = ActiveLimits.of({name: given[name] for name in names})
+        silenced = gate_module.reasons(given)
         bases = limited.look(
             lambda: active_facts.bases_of(stages, root, storage, os.environ),
             active_facts.places(stages, root, storage),
         )
     except TrainError as error:
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     facts = active_facts.gather(
         active_facts.Facts(
             python=given["python"],
             bases=bases,
             gpus=given["gpus"],
             driver_cuda=given["driver_cuda"],
-            warn_bandwidth=given["warn_bandwidth"],
-            min_bandwidth=given["min_bandwidth"],
+            warn_bandwidth=limits.warn_bandwidth,
+            min_bandwidth=limits.min_bandwidth,
             memory_slack=given["memory_slack"],
         ),
         root,
         given["mode"],
         inspect.getsource(gate_torch),
-        min(given["timeout"], LONGEST - (time.monotonic() - started)),
+        max(limits.timeout - (time.monotonic() - started), 1.0),
     )
     findings = active_gate.run_checks(facts, given["mode"], silenced)
-    stop, stopping = gate.judge(findings, given["mode"])
-    message, hint = gate.sentence(stopping)
     module.exit_json(
-        changed=False,
-        findings=[finding.as_dict() for finding in findings],
-        stop=stop,
-        stopping=[finding.as_dict() for finding in stopping],
-        message=message,
-        hint=hint,
-        summary=gate.count_results(findings),
-        table=gate.table(findings),
-        full_table=gate.table(findings, everything=True),
         facts={name: part for name, part in facts.found.items() if "lengths" not in name},
-        seconds=round(time.monotonic() - started, 3),
+        **gate_module.answer(findings, given["mode"], started, "The training's Python"),
     )
 
 

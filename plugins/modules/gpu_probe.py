@@ -14,6 +14,8 @@ description:
     should stop, and the role decides.
   - Ends within a minute, whatever hangs, since everything that can is done in children.
   - Needs nothing but Python's standard library.
+  - The action plugin of the same name asks again where the connection breaks, for
+    C(reconnect_timeout) seconds, and adds O(controller_time).
 version_added: 0.1.0
 author: remote-train
 options:
@@ -80,6 +82,13 @@ options:
     type: list
     elements: dict
     default: []
+  data_leaks:
+    description:
+      - The benchmark items that were found in the training data on the controller, each with
+        C(file), C(line) and C(reason).
+    type: list
+    elements: dict
+    default: []
   packages:
     description:
       - The versions of the packages that the training's Python has, by name. Leave it out while
@@ -113,6 +122,11 @@ options:
       - For how many seconds that program is waited for, at most 45. It is killed after that.
     type: float
     default: 20
+  seconds:
+    description:
+      - For how many seconds anything is waited for, O(timeout) included, at most 50.
+    type: float
+    default: 50
 attributes:
   check_mode:
     description: Can run in check mode and changes nothing.
@@ -132,7 +146,7 @@ EXAMPLES = r"""
     project_root: /srv/tutor
     limits: {memory_gib: 24, min_disk_gib: 20}
     silence: {gpu_persistence: this container can't switch it on}
-    controller_time: "{{ now().timestamp() }}"
+    reconnect_timeout: 60
   register: probe
 
 - name: Check the data files on the host as well, where nothing is synced
@@ -203,6 +217,12 @@ message:
   type: str
 hint:
   description: What to do about the first of RV(stopping).
+  returned: success
+  type: str
+closing:
+  description:
+    - One sentence that says how it ended where the run goes on, with the checks that warn, and
+      those that fail and stop nothing; empty where it stops.
   returned: success
   type: str
 summary:
@@ -295,19 +315,17 @@ import dataclasses
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.remote_train import gate, gate_checks, gate_facts, gate_limits
+from ansible.module_utils.remote_train import gate, gate_facts, gate_module
 from ansible.module_utils.remote_train.errors import TrainError
-from ansible.module_utils.remote_train.gate_limits import Limits
+from ansible.module_utils.remote_train.gate_limits import Limits, program
+from ansible.module_utils.remote_train.problems import failure
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "project_root": {"type": "path", "required": True},
-            "mode": {"type": "str", "choices": ["strict", "warn", "off"], "default": "strict"},
+            **gate_module.ARGUMENTS,
             "limits": {"type": "dict", "default": {}},
-            "silence": {"type": "dict", "default": {}},
-            "stages": {"type": "list", "elements": "dict", "default": []},
             "data_files": {
                 "type": "list",
                 "elements": "dict",
@@ -319,20 +337,21 @@ def main() -> None:
                 },
             },
             "data_checked": {"type": "list", "elements": "dict", "default": []},
+            "data_leaks": {"type": "list", "elements": "dict", "default": []},
             "packages": {"type": "dict"},
             "bare": {"type": "dict", "default": {}},
             "requirements": {"type": "dict", "default": {}},
-            "storage": {"type": "dict", "default": {}},
             "controller_time": {"type": "float", "default": 0},
             "nvidia_smi": {"type": "str", "default": "nvidia-smi"},
             "timeout": {"type": "float", "default": 20},
+            "seconds": {"type": "float", "default": 50},
         },
         supports_check_mode=True,
     )
     started = time.monotonic()
     given = module.params
     try:
-        silenced = gate_limits.silenced(given["silence"], gate_checks.NAMES)
+        silenced = gate_module.reasons(given)
         wanted = gate_facts.Wanted(
             project_root=given["project_root"],
             mode=given["mode"],
@@ -340,31 +359,22 @@ def main() -> None:
             stages=tuple(given["stages"]),
             data_files=tuple(given["data_files"]),
             data_checked=tuple(given["data_checked"]),
+            data_leaks=tuple(given["data_leaks"]),
             packages=given["packages"],
             bare=given["bare"],
             requirements=given["requirements"],
             storage=given["storage"],
-            nvidia_smi=given["nvidia_smi"],
+            nvidia_smi=program(given["nvidia_smi"]),
             timeout=given["timeout"],
+            seconds=min(given["seconds"], gate_facts.MOST_SECONDS),
             controller_time=given["controller_time"],
         )
         context = gate_facts.gather(wanted)
     except TrainError as error:
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     findings = gate.run_checks(context, wanted.mode, silenced=silenced)
-    stop, stopping = gate.judge(findings, wanted.mode)
-    message, hint = gate.sentence(stopping)
     snapshot = context.smi.snapshot if context.smi else None
     module.exit_json(
-        changed=False,
-        findings=[finding.as_dict() for finding in findings],
-        stop=stop,
-        stopping=[finding.as_dict() for finding in stopping],
-        message=message,
-        hint=hint,
-        summary=gate.count_results(findings),
-        table=gate.table(findings),
-        full_table=gate.table(findings, everything=True),
         gpus=[dataclasses.asdict(gpu) for gpu in context.gpus],
         driver_version=snapshot.driver_version if snapshot else None,
         cuda_version=snapshot.cuda_version if snapshot else None,
@@ -375,7 +385,7 @@ def main() -> None:
         kernel_log=context.kernel.source,
         limits=dataclasses.asdict(wanted.limits),
         mode=wanted.mode,
-        seconds=round(time.monotonic() - started, 3),
+        **gate_module.answer(findings, wanted.mode, started, "The machine"),
     )
 
 

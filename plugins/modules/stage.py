@@ -28,22 +28,24 @@ options:
     description: The request, as the action C(settings) builds it.
     type: dict
     required: true
+  attach:
+    description:
+      - Starts no stage. Where one runs and its supervisor was killed, another supervisor is started,
+        which follows the training to its end.
+    type: bool
+    default: false
   stage:
-    description: The name of the stage.
+    description: The name of the stage. Needed unless O(attach=true), as are the next three.
     type: str
-    required: true
   run:
     description: The name of the run that the stage belongs to.
     type: str
-    required: true
   token:
     description: What names this start.
     type: str
-    required: true
   python:
     description: The Python that trains.
     type: str
-    required: true
   environment:
     description: What the training gets beside its own environment. Never written down.
     type: dict
@@ -73,6 +75,11 @@ verdict:
   description: What the marker makes of the stage, C(action), C(reasons) and C(warnings).
   type: dict
   returned: success
+notes:
+  description: What was found of processes that are dead, a sentence each. Such a lock is taken over.
+  type: list
+  elements: str
+  returned: success
 status:
   description: The supervisor's status; empty for a stage that is skipped.
   type: dict
@@ -88,27 +95,32 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "request": {"type": "dict", "required": True},
-            "stage": {"type": "str", "required": True},
-            "run": {"type": "str", "required": True},
-            "token": {"type": "str", "required": True, "no_log": False},
-            "python": {"type": "str", "required": True},
+            "attach": {"type": "bool", "default": False},
+            "stage": {"type": "str"},
+            "run": {"type": "str"},
+            "token": {"type": "str", "no_log": False},
+            "python": {"type": "str"},
             "environment": {"type": "dict", "default": {}, "no_log": True},
             "requirements": {"type": "dict", "default": {}},
         },
+        required_if=[("attach", False, ("stage", "run", "token", "python"))],
         supports_check_mode=False,
     )
     given = module.params
-    stage = next(s for s in given["request"]["stages"] if s["name"] == given["stage"])
+    wanted = given["request"]
     try:
-        answer = launch.start(
-            given["request"],
-            stage,
-            given["run"],
-            given["token"],
-            given["python"],
-            given["environment"],
-            given["requirements"],
-        )
+        if given["attach"]:
+            answer = launch.attach(wanted["project_root"], given["environment"])
+        else:
+            answer = launch.start(
+                wanted,
+                next(s for s in wanted["stages"] if s["name"] == given["stage"]),
+                given["run"],
+                given["token"],
+                given["python"],
+                given["environment"],
+                given["requirements"],
+            )
     except TrainError as error:
         module.fail_json(msg=error.message, hint=error.hint, category=error.category)
     module.exit_json(changed=answer["outcome"] == "started", **answer)

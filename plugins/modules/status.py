@@ -125,6 +125,10 @@ interrupted:
   type: list
   elements: str
   returned: success
+worker:
+  description: The process that waits for the next stage, C(pid), C(run) and for how many C(seconds) more; null for none.
+  type: dict
+  returned: success
 time:
   description: The host's time in UTC.
   type: str

@@ -80,6 +80,10 @@ seconds:
   description: How long it took to end.
   type: float
   returned: success
+waited:
+  description: The process number of a supervisor that waited for the next stage and was ended.
+  type: int
+  returned: success
 left:
   description: What the stage has left running, by name and process number.
   type: list
@@ -109,7 +113,7 @@ def main() -> None:
         )
     except TrainError as error:
         module.fail_json(msg=error.message, hint=error.hint, category=error.category)
-    module.exit_json(changed=answer["state"] != "nothing", **answer)
+    module.exit_json(changed=answer["state"] != "nothing" or bool(answer["waited"]), **answer)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import sshd_host
 from remote_train.errors import TrainError
@@ -47,6 +48,10 @@ mount -t tmpfs -o size=2g tmpfs /dev/shm
 mkdir -p /run/sshd
 exec /usr/sbin/sshd -D -e -f /etc/ssh/bare_config
 """
+
+
+MIRROR_SECONDS, BOOTSTRAP_SECONDS = 30.0, 900.0
+"""Seconds that debootstrap gets until its mirror has answered, and for all of it."""
 
 
 class MissingError(Exception):
@@ -92,48 +97,70 @@ class BareHost:
         )
 
 
-def base_system(make: bool) -> Path:
+def base_system() -> Path:
     """The base system, made where it isn't kept yet (about a minute, and 300 MB).
 
-    :param make: whether it may be made.
     :raises MissingError: where it can't be.
     """
     kept = CACHE / f"bare-{SUITE}"
     if (kept / "usr/sbin/sshd").exists():
         return kept
-    if not make:
-        raise MissingError("its base system isn't kept yet; `make test-bare` makes it")
     debootstrap = shutil.which("debootstrap", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if debootstrap is None:
         raise MissingError("debootstrap is not installed")
     CACHE.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix="bare-", dir=CACHE))
     command = [debootstrap, "--variant=minbase", f"--include={PACKAGES}", SUITE, str(made)]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=900
-    )
-    if done.returncode:
+    try:
+        _bootstrap(command)
+    except MissingError:
         shutil.rmtree(made, ignore_errors=True)
-        said = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no word"]
-        raise MissingError(f"debootstrap can't make a base system: {said[0]}")
+        raise
     # Only sshd and python3 are left: no pip, no venv's parts, and no way to have them.
     made.chmod(0o755)
     made.rename(kept)
     return kept
 
 
+def _bootstrap(command: list[str]) -> None:
+    """Run debootstrap, which alone would wait for a mirror that doesn't answer for very long."""
+    began, lines = time.monotonic(), [b"no word"]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+        limit = MIRROR_SECONDS
+        while process.poll() is None and time.monotonic() - began < limit:
+            time.sleep(0.2)
+            # The first two lines tell of the mirror's list, which is small.
+            if os.fstat(log.fileno()).st_size and len(_lines(log)) > 2:
+                limit = BOOTSTRAP_SECONDS
+        late = process.poll() is None
+        if late:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        lines = _lines(log) or lines
+    if process.returncode:
+        said = lines[-1].decode(errors="replace").strip()
+        after = f" after {limit:.0f} s" if late else ""
+        raise MissingError(f"debootstrap can't make a base system{after}: {said}")
+
+
+def _lines(log: IO[bytes]) -> list[bytes]:
+    return os.pread(log.fileno(), 1 << 20, 0).strip().splitlines()
+
+
 @contextlib.contextmanager
-def bare_host(folder: Path, make: bool = True) -> Iterator[BareHost]:
+def bare_host(folder: Path) -> Iterator[BareHost]:
     """A bare machine that answers, for as long as the body runs.
 
-    :param make: whether its base system may be made, where it isn't kept yet.
     :raises MissingError: where none can be made here.
     """
     if os.geteuid():
         raise MissingError("it takes root")
     if shutil.which("unshare") is None:
         raise MissingError("there is no unshare")
-    base = base_system(make)
+    base = base_system()
     host = BareHost(folder, sshd_host.free_port())
     subprocess.run(["cp", "-a", "--reflink=auto", str(base), str(host.root)], check=True)
     _set_up(host)

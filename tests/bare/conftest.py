@@ -12,8 +12,10 @@ from tests.bare.bare_host import BareHost, MissingError, bare_host
 from tests.integration.sites import Playbooks
 
 
-def _running(factory: pytest.TempPathFactory, make: bool) -> Iterator[BareHost]:
-    context = bare_host(factory.mktemp("bare"), make)
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareHost]:
+    """A bare machine that has never been provisioned."""
+    context = bare_host(tmp_path_factory.mktemp("bare"))
     try:
         host = context.__enter__()
     except MissingError as error:
@@ -22,18 +24,6 @@ def _running(factory: pytest.TempPathFactory, make: bool) -> Iterator[BareHost]:
         yield host
     finally:
         context.__exit__(None, None, None)
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareHost]:
-    """A bare machine that has never been provisioned."""
-    yield from _running(tmp_path_factory, make=True)
-
-
-@pytest.fixture(scope="module")
-def kept_bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareHost]:
-    """The same, where the base system for it is kept already: then it takes seconds."""
-    yield from _running(tmp_path_factory, make=False)
 
 
 @pytest.fixture(scope="module")

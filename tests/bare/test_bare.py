@@ -89,7 +89,9 @@ def test_before_anything_is_there_the_precheck_says_so(
 ) -> None:
     precheck, check, untouched = checked
     assert precheck.status == 0, precheck.output
-    assert "no Python for the training yet" in " ".join(precheck.output.split())
+    (packages,) = (line for line in precheck.lines if line.startswith("packages "))
+    assert packages.split()[1] == "unknown", precheck.output
+    assert "no Python for the training" in packages
     assert check.status == 0, check.output
     assert "makes a venv in outputs/training_sync/venv that sees /usr/bin/python3" in check.output
     assert f"fetches the model {MODEL}@main" in check.output

@@ -17,16 +17,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(PROJECT / part) for part in (".", "tools", "plugins/module_utils")]
+sys.path[:0] = [
+    str(PROJECT / part) for part in (".", "tools", "plugins/module_utils", "plugins/plugin_utils")
+]
 
 # After the path is set:
 from tests.benchmarks import (  # noqa: E402
+    around_stages,
     checkpoints,
     empty_plan,
     gate,
     large_files,
     many_lines,
     one_change,
+    report_page,
     small_files,
 )
 from tests.benchmarks.rows import WORK, BenchError, Row, say, table  # noqa: E402
@@ -39,6 +43,8 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "gate": gate.measure,
     "empty_plan": empty_plan.measure,
     "checkpoints": checkpoints.measure,
+    "around_stages": around_stages.measure,
+    "report_page": report_page.measure,
 }
 
 

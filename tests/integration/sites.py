@@ -157,7 +157,7 @@ def finish(process: subprocess.Popen[str], started: float | None = None) -> Outc
     """Wait for a playbook that was started, and read all it has shown."""
     started = started or time.monotonic()
     try:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         output, _ = process.communicate()

@@ -87,7 +87,6 @@ GIVE_ROOT = (
 )
 TAGS = "The tags are sample, style, writing, multitask, precheck, sync, provision, collect."
 OWN = "A variable of your own is named in own_variables."
-MEND = "Mend the file; nothing was sent."
 
 CASES = (
     # Where ---------------------------------------------------------------------------------------
@@ -117,32 +116,6 @@ CASES = (
         "The tag writting names no stage and no step.",
         f"Did you mean writing? {TAGS}",
         arguments=("--skip-tags", "writting"),
-    ),
-    # Data ----------------------------------------------------------------------------------------
-    Case(
-        "training file missing",
-        f"{STYLE} is missing in {{src}}.",
-        "Put it there, or name the right file in the stage.",
-        prepare=replace_data(None),
-    ),
-    Case("training file empty", f"{STYLE}: it is empty.", MEND, prepare=replace_data("")),
-    Case(
-        "line that isn't JSON",
-        f"{STYLE}, line 37: not JSON (Expecting value at column 26).",
-        MEND,
-        prepare=append_line('{"id": "x", "messages": ['),
-    ),
-    Case(
-        "line without messages",
-        f"{STYLE}, line 37: it has no messages.",
-        MEND,
-        prepare=append_line('{"id": "x", "mode": "style"}'),
-    ),
-    Case(
-        "several bad lines",
-        f"{STYLE}, line 1: it has no id. And 2 more problems of data.",
-        MEND,
-        prepare=replace_data("{}\n[]\n3\n"),
     ),
     Case(
         "symlink in the project",
@@ -291,6 +264,120 @@ def test_bad_input_is_named_and_nothing_changes(case: Case, new_site: Callable[.
     said = f"[gpu] {case.said.format(src=site.src)}"
     check(site, outcome, before, said, case.status)
     assert hints(outcome) == ([] if case.hint is None else [case.hint])
+
+
+# Data, which the gate's checks judge wherever they look at it -----------------------------------
+
+
+def leak(site: Site) -> None:
+    """Put a benchmark's question into the training data."""
+    benchmark = site.src / "data/training/eval/style_benchmark.jsonl"
+    item = json.loads(benchmark.read_text(encoding="utf-8").splitlines()[0])
+    asked = [message for message in item["messages"] if message["role"] == "user"]
+    answered = {"role": "assistant", "content": "Yes."}
+    append_line(json.dumps({"id": "leaks", "messages": [*asked, answered]}))(site)
+
+
+WRONG_DATA = [
+    (replace_data(None), "data_files", f"{STYLE}: there is no such file in {{src}}"),
+    (replace_data(""), "data_files", f"{STYLE}: it is empty"),
+    (
+        append_line('{"id": "x", "messages": ['),
+        "data_files",
+        f"{STYLE}, line 37: not JSON (Expecting value at column 26)",
+    ),
+    (
+        append_line('{"id": "x", "mode": "style"}'),
+        "data_files",
+        f"{STYLE}, line 37: it has no messages",
+    ),
+    (
+        replace_data("{}\n[]\n3\n"),
+        "data_files",
+        f"{STYLE}, line 1: it has no id. {STYLE}, line 2: not a JSON object but a list.",
+    ),
+    (
+        leak,
+        "data_leak",
+        "data/training/eval/style_benchmark.jsonl, line 1: the same question is in the training "
+        f"data ({STYLE}, line 37)",
+    ),
+]
+PUT_RIGHT = {
+    "data_files": "Put the file there, or correct the named lines.",
+    "data_leak": "Take those chats out of one of the two files.",
+}
+
+
+@pytest.mark.parametrize(("prepare", "name", "said"), WRONG_DATA, ids=lambda value: str(value)[:40])
+def test_wrong_data_here_stops_before_anything_is_changed_there(
+    new_site: Callable[..., Site], prepare: Callable[[Site], None], name: str, said: str
+) -> None:
+    site = new_site()
+    before = tree(site.host)
+    prepare(site)
+    outcome = site.run()
+    assert outcome.status == 2, outcome.output
+    assert outcome.seconds < SECONDS
+    said = said.format(src=site.src)
+    first, last = outcome.failures
+    assert first.startswith(f"[gpu] The check {name} failed: {said}"), outcome.output
+    assert first.endswith(PUT_RIGHT[name])
+    assert last.startswith(f"[gpu] The run did not end well: The check {name} failed: {said}")
+    assert last.endswith("; nothing was changed on the host.")
+    assert "Traceback" not in outcome.output
+    assert tree(site.host) == before
+    # What was found is at home, though the host has no record of it.
+    (run,) = (site.home / "training_sync").iterdir()
+    record = json.loads((run / "precheck.json").read_text(encoding="utf-8"))
+    (finding,) = [one for one in record["findings"] if one["check"] == name]
+    assert (finding["result"], finding["seen"].startswith(said)) == ("fail", True)
+    assert {file["where"] for file in record["data"]} == {"controller"}
+    assert f"{name}: {said}" in (run / "ISSUES.md").read_text(encoding="utf-8")
+
+
+def test_a_leak_is_silenced_with_a_reason_wherever_the_data_lies(site: Site) -> None:
+    """The run goes on, and the reason is on record; other wrong data stops it all the same."""
+    leak(site)
+    why = {"gpu_gate_silence": {"data_leak": "a greeting, both need it"}}
+    outcome = site.run("-e", json.dumps(why), "--tags", "style")
+    assert outcome.status == 0, outcome.output
+    (run,) = (site.home / "training_sync").glob("run_*")
+    record = json.loads((run / "precheck.json").read_text(encoding="utf-8"))
+    (finding,) = [one for one in record["findings"] if one["check"] == "data_leak"]
+    assert (finding["result"], finding["would_be"]) == ("skipped", "fail")
+    assert finding["silenced"] == "a greeting, both need it"
+    append_line("no JSON")(site)
+    outcome = site.run("-e", json.dumps(why))
+    assert outcome.status == 2, outcome.output
+    assert f"The check data_files failed: {STYLE}, line 38: not JSON" in outcome.failures[0]
+
+
+@pytest.mark.parametrize("silenced", [False, True])
+@pytest.mark.parametrize(
+    ("playbook", "arguments", "stops"),
+    [
+        ("playbooks/plan.yml", [], False),
+        ("playbooks/sync.yml", [], True),
+        ("train_all.yml", ["--skip-tags", "precheck", "--check"], True),
+        ("playbooks/precheck.yml", [], True),
+    ],
+)
+def test_wrong_data_without_a_gate(
+    site: Site, playbook: str, arguments: list[str], stops: bool, silenced: bool
+) -> None:
+    """A plan says it; where data would be sent without a gate, it stops. So it is silenced, too."""
+    leak(site)
+    before = tree(site.host)
+    why = {"gpu_gate_silence": {"data_leak": "known"}} if silenced else {}
+    outcome = site.run("-e", json.dumps(why), *arguments, playbook=playbook)
+    assert outcome.status == (2 if stops and not silenced else 0), outcome.output
+    assert "data_leak" in outcome.output
+    assert ("silenced: known" in outcome.output) == silenced
+    if not silenced or playbook != "playbooks/sync.yml":
+        assert tree(site.host) == before
+    if stops and not silenced:
+        assert outcome.failures[0].startswith("[gpu] The check data_leak failed: ")
 
 
 # The host's key, and ours -----------------------------------------------------------------------
@@ -453,8 +540,10 @@ def test_an_outputs_that_is_a_file_is_named(site: Site) -> None:
     before = tree(site.host)
     outcome = site.run()
     assert outcome.status == 2, outcome.output
-    failed = f"[gpu] The check disk_writable failed: {site.root}/outputs is not a folder (outputs)."
-    assert outcome.failures[0].startswith(failed)
+    failed = (
+        f"[gpu] The check disk_writable failed: {site.root}/outputs is not a folder (outputs); "
+    )
+    assert outcome.failures[0].startswith(f"{failed}expected: writable, not full.")
     assert "=> {" not in outcome.output
     assert tree(site.host) == before
 
@@ -490,7 +579,8 @@ def test_a_missing_file_where_nothing_is_synced_is_said_before_anything_is_chang
     assert last.endswith("; nothing was changed on the host.")
     assert "=> {" not in outcome.output
     assert tree(site.host) == before
-    assert not site.home.exists()
+    # A check writes nothing anywhere; a run keeps here what it found.
+    assert site.home.exists() != ("--check" in arguments)
 
 
 def test_a_bad_line_where_nothing_is_synced_is_named(site: Site) -> None:
@@ -499,8 +589,7 @@ def test_a_bad_line_where_nothing_is_synced_is_named(site: Site) -> None:
     before = tree(site.host)
     outcome = run_locally(site)
     assert outcome.status == 2, outcome.output
-    assert outcome.failures[0] == (
-        f"The check data_files failed: {STYLE}, line 37: not JSON "
-        "(Expecting value at column 1). Put the file there, or correct the named lines."
-    )
+    said = f"The check data_files failed: {STYLE}, line 37: not JSON (Expecting value at column 1)"
+    assert outcome.failures[0].startswith(said)
+    assert outcome.failures[0].endswith(PUT_RIGHT["data_files"])
     assert tree(site.host) == before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import sys
 import time
@@ -68,8 +70,11 @@ def test_a_model_and_the_data_disk_in_one_step_and_then_nothing(
     assert hub.asked == []
     first = provisioning(site)
     assert first.status == 0, first.output
+    for verb, done in (("makes ", "made "), ("links ", "linked "), ("fetches ", "fetched ")):
+        (said,) = {line for line in check.lines if line.startswith(verb)}
+        assert said.replace(verb, done, 1) in first.lines, first.output
     assert first.recap["gpu"]["changed"] == 1
-    assert f"fetched {MODEL}@main from {hub.url}" in first.output
+    assert f"fetched the model {MODEL}@main from {hub.url}" in first.output
     assert os.readlink(site.root / "models") == str(tmp_path / "data" / "models")
     (snapshot,) = (tmp_path / "data/huggingface/hub").glob("models--*/snapshots/*")
     assert (snapshot / "model.safetensors").read_bytes() == FILES["model.safetensors"]
@@ -91,6 +96,17 @@ def test_a_model_that_cannot_be_had_is_one_sentence(site: Site) -> None:
     assert any(line.startswith("Hint: Check model_name_or_path") for line in outcome.lines)
 
 
+def test_what_ended_provisioning_is_on_record(site: Site) -> None:
+    outcome = site.run("-e", "model_name_or_path=owner/none")
+    assert outcome.status == 2, outcome.output
+    run = site.home / "training_sync" / site.runs()[-1].name
+    issues = [json.loads(line) for line in (run / "issues.jsonl").open(encoding="utf-8")]
+    (issue,) = [issue for issue in issues if issue["phase"] == "provision"]
+    assert (issue["category"], issue["severity"]) == ("model_download", "error")
+    assert issue["symptom"].startswith("There is no model owner/none on http://127.0.0.1")
+    assert "model_name_or_path" in issue["action"]
+
+
 def test_a_cut_and_a_dead_controller_end_no_fetch(
     site: Site, hub: Hub, gpu_host: GpuHost, tmp_path: Path
 ) -> None:
@@ -102,7 +118,7 @@ def test_a_cut_and_a_dead_controller_end_no_fetch(
         os.kill(pid, signal.SIGTERM)
     outcome = finish(run)
     assert outcome.status == 0, outcome.output
-    assert f"fetched {MODEL}@main" in outcome.output
+    assert f"fetched the model {MODEL}@main" in outcome.output
 
     hub.models["owner/other"] = Repository(dict(FILES) | {"config.json": b"[]"})
     hub.models["owner/other"].files["model.safetensors"] = bytes(3_000_000)
@@ -116,6 +132,29 @@ def test_a_cut_and_a_dead_controller_end_no_fetch(
     again = provisioning(site, *other)
     assert again.status == 0, again.output
     assert again.recap["gpu"]["changed"] == 0
+
+
+def test_earlier_provisioning_can_be_ended_as_it_is_said(
+    site: Site, hub: Hub, tmp_path: Path
+) -> None:
+    """Whoever corrects a setting after Ctrl-C needn't wait for what it was wrong in."""
+    hub.models["owner/other"] = Repository(dict(FILES))
+    hub.models["owner/other"].files["model.safetensors"] = b"other" * 1000
+    hub.cuts = [100_000, *[0] * 200]
+    run = site.start("--tags", "provision")
+    until(lambda: list((tmp_path / "data").rglob("*.part")), "the fetch")
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate()
+    run = site.start("--tags", "provision", "-e", "model_name_or_path=owner/other")
+    shown = shown_by(run, "on the host: kill ")
+    pid = re.search(r"process (\d+), for 0:\d\d now: fetching owner/Model-1B", shown)
+    assert pid, shown
+    hub.cuts = []
+    os.kill(int(pid.group(1)), signal.SIGTERM)
+    outcome = finish(run)
+    assert outcome.status == 0, shown + outcome.output
+    assert "fetched the model owner/other@main" in outcome.output
+    assert not list((tmp_path / "data").rglob("models--owner--Model-1B/snapshots/*/*.safetensors"))
 
 
 def test_a_host_that_is_away_for_a_while_is_followed_again(
@@ -145,7 +184,7 @@ def test_a_host_that_is_away_for_a_while_is_followed_again(
     finally:
         sshd_host.stop(tmp_path / "own_sshd")
     assert rest.status == 0, shown + rest.output
-    assert f"fetched {MODEL}@main" in rest.output
+    assert f"fetched the model {MODEL}@main" in rest.output
 
 
 def test_wheels_are_carried_over_to_a_host_without_internet(

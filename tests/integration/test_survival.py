@@ -38,6 +38,17 @@ def wait_for(site: Site, stage: str) -> None:
     until(lambda: stage in site.trained(), f"the start of {stage}")
 
 
+def workers(site: Site) -> list[int]:
+    """The processes of this machine that run a playbook on the site."""
+    needle = os.fsencode(site.folder / "hosts.yml")
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if needle in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
 def damaged(site: Site, *stages: str) -> Site:
     """The site with the adapters of some stages damaged, so that they train again."""
     for stage in stages:
@@ -74,6 +85,7 @@ class Orphan:
         self.process = int(str(until(lambda: status(site).get("child"), "a child")["pid"]))
         self.run = str(status(site)["run"])
         self.alive = Path(f"/proc/{self.process}").exists()
+        until(lambda: workers(site) == [], "the end of the killed playbook's workers")
         before = tree(site.folder)
         self.refused = site.run("-e", "on_lock=fail")
         self.changed_by_refusal = {
@@ -198,6 +210,54 @@ def test_a_cut_connection_is_made_again_and_the_stage_goes_on(
     )
     assert re.fullmatch(
         r"The connection broke for [\d.]+ s while style was followed\.", issue["symptom"]
+    )
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_link_that_is_cut_in_the_gate(
+    trained_clone: Callable[..., Site], own_sshd: sshd_host.Sshd, comes_back: bool
+) -> None:
+    """A failure like any other, with a record at home; where the host is back, it is asked anew."""
+    site = damaged(
+        trained_clone(
+            ansible_port=own_sshd.port,
+            ansible_ssh_private_key_file=str(own_sshd.client_key),
+            ansible_ssh_common_args="-F /dev/null -o IdentitiesOnly=yes -o IdentityAgent=none"
+            f" -o UserKnownHostsFile={own_sshd.known_hosts}",
+            gpu_gate="warn",
+            reconnect_timeout=30 if comes_back else 1,
+        ),
+        "style",
+    )
+    slow = site.folder / "nvidia-smi"
+    slow.write_text(f"#!/bin/sh\ntouch {site.folder}/asked\nsleep 4\nexit 9\n")
+    slow.chmod(0o755)
+    before = {run.name for run in (site.home / "training_sync").glob("run_*")}
+    process = site.start("-e", f"gpu_gate_nvidia_smi={slow}", "--tags", "style")
+    until((site.folder / "asked").exists, "the gate's question")
+    cut(own_sshd)
+    shown = shown_by(process, "The connection broke; the gate changes nothing there. Reconnecting.")
+    if comes_back:
+        program = sshd_host.program("sshd", "openssh-server")
+        sshd_host.launch(own_sshd.folder, program, own_sshd.port)
+    rest = finish(process)
+    shown += rest.output
+    if comes_back:
+        assert rest.status == 0, shown
+        assert site.trained() == ["style"]
+        return
+    assert rest.status == 2, shown
+    assert rest.failures[0] == "[gpu] The host could not be reached again in 1 s."
+    assert rest.recap["gpu"]["unreachable"] == 0
+    assert site.trained() == []
+    runs = {run.name for run in (site.home / "training_sync").glob("run_*")} - before
+    (run,) = (site.home / "training_sync" / name for name in runs)
+    lines = (run / "issues.jsonl").read_text(encoding="utf-8").splitlines()
+    (issue,) = map(json.loads, lines)
+    assert (issue["phase"], issue["category"], issue["symptom"]) == (
+        "precheck",
+        "infra",
+        "The host could not be reached again in 1 s.",
     )
 
 

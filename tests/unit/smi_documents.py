@@ -183,7 +183,7 @@ def absolute(slowdown: int) -> Edit:
 
 
 def a100_pcie(root: ET.Element) -> None:
-    """An A100 PCIe: PCIe 4, rows that are remapped, temperatures in degrees, no SRAM limit told."""
+    """An A100 PCIe: PCIe 4, rows that are remapped, temperatures in degrees."""
     no_fabric(root)
     put(
         product_name="NVIDIA A100 80GB PCIe",
@@ -195,7 +195,6 @@ def a100_pcie(root: ET.Element) -> None:
         fb_memory_usage__free="81050 MiB",
     )(root)
     absolute(92)(root)
-    drop("ecc_errors/aggregate/sram_threshold_exceeded")(root)
 
 
 def l4(root: ET.Element) -> None:
@@ -205,6 +204,9 @@ def l4(root: ET.Element) -> None:
         product_name="NVIDIA L4",
         product_architecture="Ada Lovelace",
         performance_state="P8",
+        mig_mode__current_mig="N/A",
+        mig_mode__pending_mig="N/A",
+        gpu_reset_status__drain_and_reset_recommended="N/A",
         pci__pci_gpu_link_info__pcie_gen__max_link_gen="4",
         pci__pci_gpu_link_info__pcie_gen__current_link_gen="1",
         pci__pci_gpu_link_info__pcie_gen__max_device_link_gen="4",
@@ -235,7 +237,6 @@ def consumer(root: ET.Element) -> None:
         mig_mode__pending_mig="N/A",
         ecc_mode__current_ecc="N/A",
         remapped_rows="N/A",
-        gpu_reset_status__reset_required="N/A",
         gpu_reset_status__drain_and_reset_recommended="N/A",
         fb_memory_usage__total="24564 MiB",
         fb_memory_usage__free="23631 MiB",
@@ -250,33 +251,71 @@ def older(root: ET.Element) -> None:
             element.tag = element.tag.replace("clocks_event_", "clocks_throttle_")
             if element.tag == "gpu_power_readings":
                 element.tag = "power_readings"
-    drop("gpu_reset_status")(root)
-    for scope in ("volatile", "aggregate"):
-        drop(
-            f"ecc_errors/{scope}/sram_uncorrectable_parity",
-            f"ecc_errors/{scope}/sram_uncorrectable_secded",
-        )(root)
-        add(f"ecc_errors/{scope}", "<sram_uncorrectable>0</sram_uncorrectable>")(root)
+    drop(
+        "gpu_reset_status",
+        "fabric",
+        "pci/pci_gpu_link_info/pcie_gen/device_current_link_gen",
+        "pci/pci_gpu_link_info/pcie_gen/max_device_link_gen",
+        "pci/pci_gpu_link_info/pcie_gen/max_host_link_gen",
+    )(root)
+    one_sram_counter(root)
+
+
+def one_sram_counter(root: ET.Element) -> None:
+    """Errors of SRAM in one number, and no limit of it: drivers up to R535, and Turing."""
+    for gpu in root.findall("gpu"):
+        for scope in ("volatile", "aggregate"):
+            group = gpu.find(f"ecc_errors/{scope}")
+            assert group is not None
+            for counter in list(group):
+                if counter.tag == "sram_uncorrectable_parity":
+                    counter.tag = "sram_uncorrectable"
+                elif counter.tag in ("sram_uncorrectable_secded", "sram_threshold_exceeded"):
+                    group.remove(counter)
 
 
 def newer(root: ET.Element) -> None:
-    """What v13 (drivers from R560) says in other words, and what it announces for later."""
-    for old, new in (("driver_version", "kmd_version"), ("cuda_version", "cuda_umd_version")):
-        found = root.find(old)
-        assert found is not None
-        found.tag = new
+    """What v13 (drivers from R575) says in other words."""
     drop("gpu_reset_status")(root)
     add(".", "<gpu_recovery_action>None</gpu_recovery_action>")(root)
-    put(display_mode="Requested functionality has been deprecated")(root)
+    put(
+        display_mode="Requested functionality has been deprecated",
+        gpu_power_readings__power_state="Requested functionality has been deprecated",
+    )(root)
+    counters = "".join(
+        f"<clocks_event_reasons_counters_{name}>0 us</clocks_event_reasons_counters_{name}>"
+        for name in ("sw_power_cap", "sync_boost", "hw_therm_slowdown", "hw_power_brake")
+    )
+    add(".", f"<clocks_event_reasons_counters>{counters}</clocks_event_reasons_counters>")(root)
+    add(".", "<power_smoothing>Insufficient Permissions</power_smoothing>")(root)
+    add("remapped_rows", "<remapped_row_unc_inactive>0</remapped_row_unc_inactive>")(root)
     add("ecc_errors", "<channel_repair_pending>No</channel_repair_pending>")(root)
     add("ecc_errors", "<tpc_repair_pending>No</tpc_repair_pending>")(root)
     add("ecc_errors", "<unrepairable_memory>No</unrepairable_memory>")(root)
 
 
+def announced(root: ET.Element) -> None:
+    """The names that the schema v13 announces for later drivers."""
+    for old, new in (("driver_version", "kmd_version"), ("cuda_version", "cuda_umd_version")):
+        found = root.find(old)
+        assert found is not None
+        found.tag = new
+
+
+def between(root: ET.Element) -> None:
+    """What R560 to R570 (v12) say twice: the old field is there, and says that it is deprecated."""
+    old = "Requested functionality has been deprecated"
+    put(
+        gpu_reset_status__reset_required=old,
+        gpu_reset_status__drain_and_reset_recommended=old,
+    )(root)
+    add(".", "<gpu_recovery_action>None</gpu_recovery_action>")(root)
+
+
 def turing(root: ET.Element) -> None:
     """A Tesla T4, a card before Ampere: pages are retired, no row is remapped, no bfloat16."""
-    older(root)
     no_fabric(root)
+    older(root)
     put(
         product_name="Tesla T4",
         product_architecture="Turing",
@@ -284,7 +323,6 @@ def turing(root: ET.Element) -> None:
         mig_mode__pending_mig="N/A",
         pci__pci_gpu_link_info__pcie_gen__max_link_gen="3",
         pci__pci_gpu_link_info__pcie_gen__current_link_gen="3",
-        pci__pci_gpu_link_info__pcie_gen__max_device_link_gen="3",
         remapped_rows="N/A",
         retired_pages__multiple_single_bit_retirement__retired_count="1",
         retired_pages__double_bit_retirement__retired_count="2",

@@ -5,6 +5,7 @@ The host is a folder with an engine whose training does what a test asks of it, 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
@@ -145,17 +146,18 @@ HEARTBEAT = "HEARTBEAT = 2.0"
 
 FAKE_TRAINING = '''
 """Does what FAKE in its environment asks for, and says so as the real one does."""
-import hashlib, json, os, pathlib, signal, sys, time
+import contextlib, hashlib, json, os, pathlib, signal, sys, time
 
-with open(sys.argv[1]) as stream:
-    job = json.load(stream)
 fake = json.loads(os.environ.get("FAKE", "{}"))
-root = pathlib.Path(job["project_root"])
-adapter = root / job["adapter_dir"]
+
+
+def say(line):
+    with contextlib.suppress(OSError):
+        os.write(int(os.environ["REMOTE_TRAIN_PROGRESS_FD"]), line)
 
 
 def progress(**values):
-    os.write(int(os.environ["REMOTE_TRAIN_PROGRESS_FD"]), json.dumps(values).encode() + b"\\n")
+    say(json.dumps(values).encode() + b"\\n")
 
 
 def wait():
@@ -168,46 +170,64 @@ def stop(*_):
     sys.exit(3)
 
 
-if fake.get("mind_the_signal"):
-    signal.signal(signal.SIGTERM, stop)
-print("begins", flush=True)
-with open(root / "starts", "a") as stream:
-    stream.write(job["mode"] + "\\n")
-progress(phase="load")
-if "crash" in fake:
-    raise RuntimeError(fake["crash"])
-if fake.get("hold"):
-    wait()
-data = {
-    name: "sha256:" + hashlib.sha256((root / name).read_bytes()).hexdigest()
-    for name in (*job["train"], *job["evaluate"])
-}
-data.update(fake.get("data", {}))
-os.write(int(os.environ["REMOTE_TRAIN_PROGRESS_FD"]), b"no JSON\\n[1]\\n")
-progress(phase="train", step=1, steps=2, loss=1.5)
-if fake.get("wait"):
-    wait()
-if job["mode"] == "train":
-    adapter.mkdir(parents=True, exist_ok=True)
-    (adapter / "adapter_model.safetensors").write_text(fake.get("weights", "weights"))
-outputs = [job["adapter_dir"] + "/adapter_model.safetensors"]
-result = {
-    "status": "done",
-    "metrics": {"train_loss": 0.5} if job["mode"] == "train" else {"scores": {"x": 1}},
-    "effective": {"threads": 1},
-    "data": data,
-    "outputs": outputs,
-    "accelerator": "cpu: fake",
-    "seconds": {"train": 0.1},
-    "warnings": [],
-}
-result.update(fake.get("result", {}))
-if "no_result" not in fake:
-    with open(job["result"] + ".new", "w") as stream:
-        json.dump(result, stream)
-    os.replace(job["result"] + ".new", job["result"])
-print("ends", flush=True)
-sys.exit(fake.get("exit", 0))
+def train():
+    global job, root
+    with open(order["job"]) as stream:
+        job = json.load(stream)
+    root = pathlib.Path(job["project_root"])
+    adapter = root / job["adapter_dir"]
+    if fake.get("mind_the_signal"):
+        signal.signal(signal.SIGTERM, stop)
+    print("begins", flush=True)
+    with open(root / "starts", "a") as stream:
+        stream.write(job["mode"] + "\\n")
+    progress(phase="load")
+    if "crash" in fake:
+        raise RuntimeError(fake["crash"])
+    if fake.get("hold"):
+        wait()
+    data = {
+        name: "sha256:" + hashlib.sha256((root / name).read_bytes()).hexdigest()
+        for name in (*job["train"], *job["evaluate"])
+    }
+    data.update(fake.get("data", {}))
+    say(b"no JSON\\n[1]\\n")
+    progress(phase="train", step=1, steps=2, loss=1.5)
+    if fake.get("wait"):
+        wait()
+    if job["mode"] == "train":
+        adapter.mkdir(parents=True, exist_ok=True)
+        (adapter / "adapter_model.safetensors").write_text(fake.get("weights", "weights"))
+    outputs = [job["adapter_dir"] + "/adapter_model.safetensors"]
+    result = {
+        "status": "done",
+        "metrics": {"train_loss": 0.5} if job["mode"] == "train" else {"scores": {"x": 1}},
+        "effective": {"threads": 1},
+        "data": data,
+        "outputs": outputs,
+        "accelerator": "cpu: fake",
+        "seconds": {"train": 0.1},
+        "warnings": [],
+    }
+    result.update(fake.get("result", {}))
+    if "no_result" not in fake:
+        with open(job["result"] + ".new", "w") as stream:
+            json.dump(result, stream)
+        os.replace(job["result"] + ".new", job["result"])
+    print("ends", flush=True)
+    if fake.get("exit"):
+        sys.exit(fake["exit"])
+
+
+assert sys.argv[1:] == ["--serve"], sys.argv
+with os.fdopen(os.dup(0), "rb", buffering=0) as orders:
+    for line in iter(orders.readline, b""):
+        order = json.loads(line)
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        train()
+        progress(job_ended=order["job"], status=0)
 '''
 
 
@@ -221,7 +241,7 @@ class Host:
         shutil.copytree(
             source, self.engine / "remote_train", ignore=shutil.ignore_patterns("__pycache__")
         )
-        supervisor = self.engine / "remote_train" / "supervisor.py"
+        supervisor = self.engine / "remote_train" / "stage_run.py"
         source_text = supervisor.read_text(encoding="utf-8")
         assert HEARTBEAT in source_text
         supervisor.write_text(source_text.replace(HEARTBEAT, "HEARTBEAT = 0.1"), encoding="utf-8")
@@ -240,7 +260,7 @@ class Host:
 
     def request(self, **changes: Any) -> Any:
         """A request of this host."""
-        return build(project_root=str(self.root), **changes)
+        return build(project_root=str(self.root), **{"stage_retry_pause": 0, **changes})
 
     def start(
         self,
@@ -334,6 +354,7 @@ class Host:
         for pid in self._pids:
             if pid == os.getpid():
                 continue
-            command = Path(f"/proc/{pid}/cmdline")
-            if command.exists() and str(self.root).encode() in command.read_bytes():
-                os.kill(pid, signal.SIGKILL)
+            folder = Path(f"/proc/{pid}/cwd")
+            with contextlib.suppress(OSError):
+                if str(self.root) in os.readlink(folder):
+                    os.kill(pid, signal.SIGKILL)

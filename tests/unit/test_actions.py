@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import types
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,23 @@ MADE: dict[str, Any] = {
     "interrupted": [],
     "changed": False,
 }
-CONTROLLER: dict[str, Any] = {"issues": [], "failure": None}
+FAILED = {
+    "check": "data_leak",
+    "scope": "data",
+    "result": "fail",
+    "seen": "x",
+    "expected": "none",
+    "action": "Mend it.",
+}
+CONTROLLER: dict[str, Any] = {
+    "issues": [],
+    "failure": None,
+    "plan": [],
+    "findings": [],
+    "gate_stops": False,
+    "gpus": [],
+    "gate": {"mode": "strict"},
+}
 
 
 def action(module: Any, arguments: dict[str, Any], call: Any, **attributes: Any) -> Any:
@@ -148,7 +166,7 @@ def test_a_cut_in_a_sync_is_a_failure_that_can_be_rescued(tmp_path, monkeypatch)
 
 def collecting(tmp_path: Path, call: Any, **attributes: Any) -> Any:
     arguments = {
-        "request": {"project_root": "/srv/tutor"},
+        "request": {"project_root": "/srv/tutor", "report_language": "en"},
         "run": RUN,
         "dest": str(tmp_path),
         "controller": CONTROLLER,
@@ -161,9 +179,83 @@ def test_a_record_that_is_at_home_already_is_kept(tmp_path):
     issues.append(str(path), issues.make("train", "Earlier.", category="oom"))
     answer = collecting(tmp_path, cut).act({})
     assert (answer["failed"], answer["unreachable_host"]) == (True, True)
-    symptoms = [issue["symptom"] for issue in issues.read(str(path))]
-    assert sorted(symptoms) == ["Earlier.", "The host could not be reached."]
+    assert symptoms(tmp_path) == ["Earlier.", "The host could not be reached."]
     assert "Earlier." in path.with_name("ISSUES.md").read_text()
+
+
+def symptoms(folder: Path) -> list[str]:
+    found = issues.read(str(folder / "training_sync" / RUN / "issues.jsonl"))
+    return sorted(issue["symptom"] for issue in found)
+
+
+def refused(*_: Any) -> Any:
+    raise TrainError("The record can't be written: there is no room.", "Make room.", "infra")
+
+
+def test_where_the_host_takes_no_record_what_was_seen_is_at_home(tmp_path):
+    made = collecting(tmp_path, refused)
+    made._task.args["controller"] = {**CONTROLLER, "findings": [FAILED], "gate_stops": True}
+    with pytest.raises(TrainError, match="there is no room") as caught:
+        made.act({})
+    assert f"Make room. What was seen from here is in {tmp_path}" in caught.value.hint
+    assert symptoms(tmp_path) == [
+        "The record can't be written: there is no room.",
+        "data_leak: x",
+    ]
+    record = json.loads((tmp_path / "training_sync" / RUN / "precheck.json").read_text())
+    assert (record["findings"], record["stops"], record["mode"]) == ([FAILED], True, "strict")
+
+
+def test_where_nothing_was_changed_there_the_record_is_at_home_alone(tmp_path):
+    def asked(*_: Any) -> Any:
+        raise AssertionError("the host is not to be asked")
+
+    made = collecting(tmp_path, asked)
+    failure = {"msg": "The check data_leak failed.", "category": "ops", "recorded": True}
+    made._task.args.update(
+        untouched=True,
+        controller={**CONTROLLER, "findings": [FAILED], "gate_stops": True, "failure": failure},
+    )
+    assert made.act({}) == {"changed": False}
+    assert symptoms(tmp_path) == ["data_leak: x"]
+    assert made.said[0].strip().startswith("what was found is in ")
+    made._task.check_mode = True
+    shutil.rmtree(tmp_path / "training_sync")
+    made.act({})
+    assert not list(tmp_path.iterdir())
+
+
+def test_how_a_stage_ended_is_at_home_where_the_hosts_own_record_is_not(tmp_path):
+    failure = {
+        "msg": "The stage style failed.",
+        "hint": "",
+        "category": "oom",
+        "stage": "style",
+        "phase": "train",
+        "recorded": True,
+    }
+    made = collecting(tmp_path, cut)
+    made._task.args["controller"] = {**CONTROLLER, "failure": failure}
+    made.act({})
+    assert symptoms(tmp_path) == ["The stage style failed."]
+
+
+def test_the_record_left_at_home_has_its_page(tmp_path):
+    collecting(tmp_path, cut).act({})
+    page = (tmp_path / "training_sync" / RUN / "report.html").read_text(encoding="utf-8")
+    assert "The host could not be reached." in page
+
+
+def test_a_page_that_cannot_be_drawn_is_a_warning_and_no_failure(tmp_path):
+    made = collecting(tmp_path, cut)
+    warned: list[str] = []
+    made.warn = warned.append
+    folder = tmp_path / "training_sync" / RUN
+    (folder / "report.html" / "full").mkdir(parents=True)  # nothing can take its place
+    assert made.draw_page(str(tmp_path), RUN, "en") == ""
+    assert made.draw_page(str(tmp_path / "elsewhere"), RUN, "en") == ""
+    assert len(warned) == 2
+    assert all(RUN in text and "`remote-train report`" in text for text in warned)
 
 
 def test_a_bundle_is_removed_though_its_fetch_broke(tmp_path):

@@ -53,7 +53,9 @@ FOUND: dict[str, Any] = {
     "transformers": {"version": "5.23.0"},
     "config:0": {"type": "qwen3", "causal": True, "positions": 4096},
     "tokenizer:0": {"words": 3074, "fast": True, "template": True},
-    "lengths:0": {"data/a.jsonl": {"chats": 2, "lengths": [[2, 80], [1, 60]], "refused": []}},
+    "lengths:0": {
+        "data/a.jsonl": {"chats": 2, "of": 2, "lengths": [[2, 80], [1, 60]], "refused": []}
+    },
 }
 
 
@@ -102,6 +104,9 @@ def verdicts(facts: Facts, mode: str = "strict") -> dict[str, Any]:
 
 NO_GPU = {"available": False, "why": "the driver is too old", "count": 0, "devices": []}
 SMALL = {"devices": [{**CARD, "free": 2 * GIB}]}
+NO_CHATS: dict[str, Any] = {"chats": 0, "of": 0, "lengths": [], "refused": []}
+REFUSED = {"chats": 1, "of": 1, "lengths": [], "refused": [[7, "TemplateError: no system"]]}
+MANY = {"chats": 500, "of": 9000, "lengths": [[2, 80], [1, 60]], "refused": []}
 
 # Check, what is other, the result, and words of what was seen.
 CASES: list[tuple[str, str, Any, str, str]] = [
@@ -142,18 +147,44 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     (
         "chat_template",
         "lengths:0",
-        {"data/a.jsonl": {"chats": 1, "lengths": [], "refused": [[7, "TemplateError: no system"]]}},
+        {"data/a.jsonl": REFUSED},
         FAIL,
         "data/a.jsonl line 7: TemplateError: no system",
     ),
     (
         "chat_tokens",
         "lengths:0",
-        {"data/a.jsonl": {"chats": 3, "lengths": [[3, 140], [2, 101], [1, 100]], "refused": []}},
+        {
+            "data/a.jsonl": {
+                "chats": 3,
+                "of": 3,
+                "lengths": [[3, 140], [2, 101], [1, 100]],
+                "refused": [],
+            }
+        },
         WARN,
         "style: 2 chats over 100 tokens, the longest 140 (data/a.jsonl line 3)",
     ),
     ("chat_tokens", "lengths:0", {"error": "OSError: gone"}, FAIL, "OSError: gone"),
+    ("chat_template", "lengths:0", {"data/a.jsonl": {"missing": True}}, UNKNOWN, "not on the host"),
+    ("chat_template", "lengths:0", None, UNKNOWN, "no chat was rendered"),
+    ("chat_template", "lengths:0", {"error": "OSError: gone"}, UNKNOWN, "see chat_tokens"),
+    ("chat_template", "lengths:0", {"data/a.jsonl": NO_CHATS}, SKIPPED, "no chat to render"),
+    ("chat_template", "lengths:0", {"data/a.jsonl": MANY}, OK, "the 500 longest of 9000 chats"),
+    ("chat_tokens", "lengths:0", {"data/a.jsonl": REFUSED}, SKIPPED, "see chat_template"),
+    ("chat_tokens", "lengths:0", {"data/a.jsonl": NO_CHATS}, SKIPPED, "no chat to count"),
+    # What depends on what failed gives no advice of its own.
+    ("torch_driver", "torch", {"error": "ImportError: x"}, SKIPPED, "see torch"),
+    ("torch_gpus", "cuda", {"error": "RuntimeError: x"}, SKIPPED, "see torch_cuda"),
+    ("gpu_product", "cuda", {"error": "RuntimeError: x"}, SKIPPED, "see torch_cuda"),
+    ("gpu_bandwidth", "cuda", {"error": "RuntimeError: x"}, SKIPPED, "see torch_cuda"),
+    ("model_memory", "cuda", {"error": "RuntimeError: x"}, SKIPPED, "see torch_cuda"),
+    ("tokenizer", "transformers", {"error": "ImportError: x"}, SKIPPED, "see model_config"),
+    ("chat_template", "transformers", {"error": "ImportError: x"}, SKIPPED, "see model_config"),
+    ("chat_tokens", "transformers", {"error": "ImportError: x"}, SKIPPED, "see model_config"),
+    ("chat_template", "tokenizer:0", {"error": "ValueError: bad"}, SKIPPED, "see tokenizer"),
+    ("chat_tokens", "tokenizer:0", {"error": "ValueError: bad"}, SKIPPED, "see tokenizer"),
+    ("chat_tokens", "tokenizer:0", {"template": False}, SKIPPED, "see chat_template"),
     ("chat_tokens", "lengths:0", {"data/a.jsonl": {"missing": True}}, UNKNOWN, "not on the host"),
     ("model_memory", "cuda", SMALL, FAIL, "2.0 GiB free; style needs about"),
     ("model_memory", "cuda", {"devices": [{**CARD, "free": 16 * GIB}]}, WARN, "16.0 GiB free"),
@@ -165,6 +196,7 @@ def test_on_a_healthy_machine_all_is_well(folder: str) -> None:
     found = verdicts(well(folder))
     assert {name: one.result for name, one in found.items()} == dict.fromkeys(found, OK)
     assert found["chat_tokens"].seen == "the longest has 80 tokens"
+    assert found["chat_template"].seen == "renders all 2 chats"
     assert all(one.action == "" for one in found.values())
 
 
@@ -199,6 +231,7 @@ def test_every_check_has_a_case_in_which_it_does_not_pass() -> None:
         ("cuda", "torch_cuda"),
         ("gpu_products", "gpu_product"),
         ("bandwidth", "gpu_bandwidth"),
+        ("transformers", "model_config"),
         ("config:0", "model_config"),
         ("tokenizer:0", "tokenizer"),
         ("lengths:0", "chat_tokens"),
@@ -219,9 +252,61 @@ def test_the_part_that_hung_or_died_is_the_finding(
     assert found[failing].result == FAIL
     words = "no answer in 45 s" if how == "hung" else "its process was killed by SIGSEGV"
     assert words in found[failing].seen
-    rest = [one for one in found.values() if one.result == UNKNOWN]
-    for one in rest:
-        assert "not reached" in one.seen or "no base model is known" in one.seen, one
+    # It alone fails: what depends on it names it, and what comes after was not reached.
+    assert [name for name, one in found.items() if one.result == FAIL] == [failing]
+    for one in found.values():
+        if one.result == SKIPPED:
+            assert one.seen.endswith(f"see {failing}"), one
+        elif one.result == UNKNOWN:
+            assert "not reached" in one.seen or f"see {failing}" in one.seen, one
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "failing"),
+    [
+        ("torch", {"error": "ImportError: x"}, "torch"),
+        ("cuda", {"error": "RuntimeError: x"}, "torch_cuda"),
+        ("cuda", NO_GPU, "torch_cuda"),
+        ("transformers", {"error": "ImportError: x"}, "model_config"),
+        ("tokenizer:0", {"error": "ValueError: bad"}, "tokenizer"),
+        ("tokenizer:0", {"template": False}, "chat_template"),
+        ("lengths:0", {"error": "OSError: gone"}, "chat_tokens"),
+        ("lengths:0", {"data/a.jsonl": REFUSED}, "chat_template"),
+    ],
+)
+def test_one_cause_fails_one_check(folder: str, part: str, value: Any, failing: str) -> None:
+    """Else a person reads two pieces of advice, of which one is wrong."""
+    facts = but(well(folder), part, value)
+    gone = {
+        "torch": ["cpu_products", "cuda", "gpu_products", "bandwidth"],
+        "cuda": ["gpu_products", "bandwidth"],
+        "transformers": ["config:0", "tokenizer:0", "lengths:0"],
+        "tokenizer:0": ["lengths:0"],
+    }
+    for name in gone.get(part, []):
+        facts = but(facts, name, None)
+    found = verdicts(facts)
+    assert [name for name, one in found.items() if one.result == FAIL] == [failing]
+    others = [one for one in found.values() if one.result in (SKIPPED, UNKNOWN)]
+    assert others
+    assert all(f"see {failing}" in one.seen for one in others), others
+
+
+def test_a_model_that_can_not_be_read_fails_once(folder: str) -> None:
+    """The tokenizer is loaded by the configuration: where both fail, the first one says why."""
+    facts = but(well(folder), "config:0", {"error": "OSError: no config.json"})
+    facts = but(but(facts, "tokenizer:0", {"error": "OSError: no config.json"}), "lengths:0", None)
+    found = verdicts(facts)
+    assert [name for name, one in found.items() if one.result == FAIL] == ["model_config"]
+    assert "see model_config" in found["tokenizer"].seen
+    gone = dataclasses.replace(well(folder), bases=(Base("/srv/none", "", (STAGE,)),))
+    found = verdicts(gone)
+    assert [name for name, one in found.items() if one.result == FAIL] == ["model_config"]
+    for name in ("tokenizer", "chat_template", "chat_tokens"):
+        assert (found[name].result, found[name].seen) == (
+            SKIPPED,
+            "/srv/none is not there, see model_config",
+        )
 
 
 def test_a_gpu_that_hangs_does_not_keep_the_model_from_being_looked_at(folder: str) -> None:
@@ -497,7 +582,8 @@ def test_of_many_chats_those_with_the_most_text_are_counted(tmp_path, monkeypatc
     chats = [{"messages": [{"role": "assistant", "content": "x " * n}]} for n in range(20)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    assert [line for line, _ in gate_torch.read_chats(str(path))] == [20, 19, 18]
+    found, of = gate_torch.read_chats(str(path))
+    assert ([line for line, _ in found], of) == ([20, 19, 18], 20)
 
 
 def test_the_program_stands_alone() -> None:
@@ -544,10 +630,73 @@ def test_the_tokens_are_those_that_the_training_counts(tmp_path: Path) -> None:
     assert dict(facts.part("lengths:0")[file]["lengths"]) == right
 
 
+RAISES = "{% for m in messages %}{{ raise_exception('no such role') }}{% endfor %}"
+
+# The base model, what is done to its folder, the check that fails or warns, and words of its own.
+MODELS: list[tuple[str, dict[str, str | None], str, str, str]] = [
+    ("sound", {}, "", OK, ""),
+    ("no config", {"config.json": None}, "model_config", FAIL, ""),
+    ("config broken", {"config.json": '{"model_type": '}, "model_config", FAIL, ""),
+    ("no model of chats", {"config.json": '{"model_type": "vit"}'}, "model_config", FAIL, "vit"),
+    ("no weights", {"model.safetensors": None}, "model_config", FAIL, "has no weights"),
+    ("tokenizer cut off", {"tokenizer.json": '{"version": '}, "tokenizer", FAIL, ""),
+    ("no template", {"chat_template.jinja": None}, "chat_template", FAIL, "has none"),
+    ("template refuses", {"chat_template.jinja": RAISES}, "chat_template", FAIL, "no such role"),
+]
+
+
+@pytest.mark.training
+def test_a_real_transformers_on_models_that_are_broken(tmp_path: Path) -> None:
+    """Each in its own way; one check alone fails, and the chats fit or don't, in real tokens."""
+    import demo_base  # noqa: PLC0415
+    from training.chats import read_chats  # noqa: PLC0415
+
+    root = HOUSE / "examples" / "tutor"
+    file = "data/training/processed/style_sft.jsonl"
+    made = demo_base._tokenizer([chat.messages for chat in read_chats(root, file).chats])
+    bases = []
+    for name, changes, _check, _result, _words in MODELS:
+        folder = tmp_path / name
+        made.save_pretrained(folder)
+        (folder / "config.json").write_text('{"model_type": "qwen3"}')
+        (folder / "model.safetensors").touch()
+        for changed, text in changes.items():
+            (folder / changed).unlink()
+            if text is not None:
+                (folder / changed).write_text(text)
+        settings = {**SETTINGS, "max_length": 4000}
+        stage = {**STAGE, "train": [file], "settings": settings}
+        bases.append(base_in(name, str(folder), [stage]))
+    facts = Facts(python=sys.executable, bases=tuple(bases))
+    facts = active_facts.gather(facts, str(root), "off", inspect.getsource(gate_torch), 120)
+    assert facts.hung == facts.died == {}
+    for number, (name, _changes, check, result, words) in enumerate(MODELS):
+        parts = {
+            key.replace(f":{number}", ":0"): value
+            for key, value in facts.found.items()
+            if not key.partition(":")[2] or key.endswith(f":{number}")
+        }
+        own = dataclasses.replace(facts, found=parts, bases=(bases[number],))
+        found = verdicts(own, "off")
+        wrong = {key: one for key, one in found.items() if one.result in (FAIL, WARN)}
+        assert list(wrong) == ([check] if check else []), (name, wrong)
+        if check:
+            assert wrong[check].result == result
+            assert words in wrong[check].seen
+            assert wrong[check].action
+        else:
+            assert found["chat_template"].seen == "renders all 36 chats"
+            shorter = {**bases[0].stages[0], "settings": SETTINGS}
+            own = dataclasses.replace(own, bases=(base_in(name, bases[0].folder, [shorter]),))
+            cut = verdicts(own, "off")["chat_tokens"]
+            assert (cut.result, "over 100 tokens" in cut.seen) == (WARN, True)
+            assert cut.action.startswith("Raise max_length")
+
+
 @pytest.mark.parametrize("timeout", [0, -3, 50.1, float("nan")])
 def test_a_timeout_that_is_none_is_refused(run_module, tmp_path, timeout):
     found = run_module("active_gate", project_root=str(tmp_path), timeout=timeout)
     assert found["failed"]
     assert found["msg"].startswith("active_gate_timeout is ")
-    assert "at most 50" in found["hint"]
+    assert found["hint"] == "Give it a number of seconds from 1 to 50."
     assert found["category"] == "ops"

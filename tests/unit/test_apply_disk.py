@@ -135,7 +135,9 @@ def test_a_folder_that_may_not_be_written_to(tmp_path, host, pair):
     host.apply(pair[0])
     (host.root / "d").chmod(0o555)
     for path in [tmp_path, *tmp_path.parents]:
-        if path.stat().st_uid == os.geteuid() and path.name.startswith(("pytest-", "test_")):
+        if path.stat().st_uid == os.geteuid() and path.name.startswith(
+            ("pytest-", "popen-", "test_")
+        ):
             path.chmod(0o755)
     subprocess.run(["chown", "-R", "65534", host.folder], check=True)
     before = host.snapshot()

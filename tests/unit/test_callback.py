@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
+import os
+import signal
 import subprocess
+import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -224,3 +229,93 @@ def test_what_was_skipped_is_not_shown(screen):
     screen.v2_runner_item_on_skipped(result())
     screen.v2_playbook_on_include(result())
     assert screen._display.lines == []
+
+
+# Ctrl-C
+
+
+def test_a_ctrl_c_that_python_drops_ends_the_run_before_its_next_step(monkeypatch):
+    """It came in a finalizer inside Ansible's logging, once, and the run went on to train."""
+    plugin = callback.CallbackModule()
+    plugin._display = SimpleNamespace(verbosity=0)
+    monkeypatch.setattr(callback.Default, "v2_playbook_on_start", lambda *_: None)
+    before = signal.getsignal(signal.SIGINT)
+
+    class Dropped:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):  # the handler runs at one of these turns
+                pass
+
+    ignored: list[Any] = []
+    hook, sys.unraisablehook = sys.unraisablehook, ignored.append
+    try:
+        plugin.v2_playbook_on_start(None)
+        plugin.v2_playbook_on_task_start(None, False)
+        Dropped()
+        with pytest.raises(KeyboardInterrupt):
+            plugin.v2_playbook_on_task_start(None, False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = hook
+    assert [one.exc_type for one in ignored] == [KeyboardInterrupt]
+
+
+class Manager:
+    """What the callback knows of Ansible's task queue manager."""
+
+    def __init__(self, workers: list[Any]) -> None:
+        self._final_q = multiprocessing.SimpleQueue()
+        self._workers = workers
+
+    def handle(self, _number: int, _frame: Any) -> None:
+        for worker in self._workers:
+            worker.kill()
+        raise KeyboardInterrupt
+
+
+def test_no_worker_dies_with_the_queue_that_all_share_locked(monkeypatch):
+    """A worker is killed while it writes; the playbook's own last word must still find its way."""
+    plugin = callback.CallbackModule()
+    monkeypatch.setattr(callback.Default, "v2_playbook_on_start", lambda *_: None)
+    manager = Manager([])
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+
+    def write() -> None:
+        with manager._final_q._wlock:
+            begun.set()
+            time.sleep(0.3)
+        while True:  # and goes on writing
+            with manager._final_q._wlock:
+                pass
+
+    manager._workers.append(fork.Process(target=write, daemon=True))
+    manager._workers[0].start()
+    begun.wait(5)
+    before = signal.signal(signal.SIGINT, manager.handle)
+    try:
+        plugin.v2_playbook_on_start(None)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not manager._workers[0].is_alive()
+    assert manager._final_q._wlock.acquire(timeout=2)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_report_is_named_in_the_last_line_of_all(screen, plain, monkeypatch):
+    recap = "PLAY RECAP"
+    monkeypatch.setattr(
+        callback.Default, "v2_playbook_on_stats", lambda self, _: self._display.display(recap)
+    )
+    monkeypatch.setattr(callback.Default, "v2_runner_on_ok", lambda *_: None)
+    screen._display.verbosity = int(plain)
+    for _ in range(2):
+        screen.v2_runner_on_ok(result(action="collect", report="/home/run/report.html"))
+    screen.v2_runner_on_ok(result(action="plan", report="/elsewhere"))
+    screen.v2_runner_on_ok(result(action="collect", changed=False))
+    screen.v2_playbook_on_stats(None)
+    assert screen._display.lines[-2:] == [recap, "Report: /home/run/report.html"]
+    assert "/elsewhere" not in "".join(screen._display.lines)

@@ -235,6 +235,28 @@ def test_the_end_of_ones_own_work_is_found_by_its_token(tmp_path):
     assert detached.ended(str(tmp_path), "") is None
 
 
+def test_work_that_is_ended_by_hand_ends_what_it_runs_and_says_so(tmp_path):
+    more = "from remote_train import programs; programs.run(['sleep', '4242'], 'It failed', '')"
+    start(tmp_path, "one", more=more)
+    deadline = time.monotonic() + 10
+    while len(holders(tmp_path)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    pids = holders(tmp_path)
+    os.kill(status(tmp_path)["pid"], signal.SIGTERM)
+    final = ended(tmp_path)
+    assert final["state"] == "failed"
+    assert final["error"] == {
+        "msg": "Provisioning was ended on the host.",
+        "hint": "The same command goes on with it.",
+        "category": "ops",
+    }
+    deadline = time.monotonic() + 10
+    while holders(tmp_path):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.02)
+
+
 # A full disk
 
 
@@ -265,6 +287,11 @@ FILL = """
             "Provisioning ended: there is no room on the target's disk.",
             "Free some space",
         ),
+        (
+            "raise OSError(30, 'Read-only file system', '/srv/x')",
+            "/srv/x can't be written: Read-only file system.",
+            "Mount it for writing",
+        ),
     ],
 )
 def test_work_that_fills_the_disk_says_so(then, words, hint):
@@ -291,3 +318,12 @@ def test_no_password_stands_in_a_result_and_in_what_is_shown(tmp_path):
     assert (
         detached.scrubbed("in https://me:p@ss@host/simple", ("p@ss",)) == "in https://host/simple"
     )
+
+
+def test_nothing_is_begun_on_a_disk_that_can_only_be_read():
+    with small_disk("ro") as root:
+        assert detached.running(str(root)) is None
+        with pytest.raises(TrainError, match=r"can't be written: Read-only") as caught:
+            detached.start(str(root), "one", lambda _: {})
+        assert caught.value.hint == "Mount it for writing, or choose another project_root."
+        assert caught.value.category == "infra"

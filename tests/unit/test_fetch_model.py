@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,9 @@ import pytest
 
 from remote_train import detached, fetch_model, model_cache, provision
 from remote_train.errors import TrainError
-from tests.unit.hub_server import COMMIT, Repository, hub_server
+from tests.unit.command_lines import command_lines
+from tests.unit.hub_server import COMMIT, Handler, Repository, hub_server
+from tests.unit.small_disk import small_disk
 
 NAME = "owner/Model-1B"
 WEIGHTS = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(93_750))
@@ -75,6 +78,12 @@ class Host:
         child.stdin.write(json.dumps(MODEL).encode())
         child.stdin.close()
         return child
+
+    def put_on(self, folder: Path) -> None:
+        """Keep models in another folder."""
+        self.base = folder
+        storage = {**self.wanted.storage, "runtime_base": str(folder)}
+        self.wanted = dataclasses.replace(self.wanted, storage=storage)
 
     @property
     def part(self) -> Path:
@@ -232,6 +241,84 @@ def test_a_disk_without_room_is_said_before_anything_is_fetched(host, hub, tmp_p
     assert "0.0 GB are missing" in caught.value.message
     assert caught.value.category == "infra"
     assert hub.fetched("safetensors") == []
+
+
+def test_a_disk_that_fills_on_the_way_is_said(host, hub):
+    """The small files are in no look at the room."""
+    hub.models[NAME] = Repository({**FILES, "tokenizer.json": bytes(3_000_000)})
+    hub.models[NAME].files["model.safetensors"] = b"x" * 1000
+    with small_disk("size=1m") as disk:
+        host.put_on(disk)
+        with pytest.raises(TrainError, match="no room for the model") as caught:
+            host.fetch()
+        assert f"The disk of {disk}/huggingface/hub has" in caught.value.message
+        assert "runtime_base" in caught.value.hint
+        assert caught.value.category == "infra"
+
+
+def test_a_disk_that_can_only_be_read_is_said(host, hub):
+    with small_disk("ro") as disk:
+        host.put_on(disk)
+        with pytest.raises(TrainError, match=r"can't be kept in .*: Read-only") as caught:
+            host.fetch()
+        assert str(disk) in caught.value.message
+        assert "runtime_base" in caught.value.hint
+        assert caught.value.category == "infra"
+
+
+def test_a_hub_that_never_answers_is_given_up(host):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        host.wanted = dataclasses.replace(host.wanted, endpoint=endpoint)
+        began = time.monotonic()
+        with pytest.raises(TrainError, match="can't be fetched from " + endpoint) as caught:
+            host.fetch(patience=1.0)
+        assert time.monotonic() - began < 30
+    assert "hf_endpoint" in caught.value.hint
+    assert caught.value.category == "model_download"
+
+
+def test_a_token_is_on_no_command_line_and_in_no_file(host, hub, monkeypatch):
+    seen = []
+    secret = b"hf_" + b"s3cret"
+    answer = Handler._answer
+
+    def looked_at(self: Any) -> None:
+        seen.append(secret in command_lines())
+        answer(self)
+
+    monkeypatch.setattr(Handler, "_answer", looked_at)
+    hub.models[NAME] = Repository(dict(FILES), token=secret.decode())
+    hub.cuts = [1_000_000]
+    host.fetch()
+    hub.models[NAME] = Repository(dict(FILES), token="hf_other")  # noqa: S106
+    with pytest.raises(TrainError) as caught:
+        host.fetch()
+    assert secret.decode() not in str(caught.value)
+    assert seen
+    assert not any(seen)
+    for folder in (host.root, host.base):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                assert secret not in path.read_bytes(), path
+
+
+def test_progress_is_in_bytes_and_reaches_all_of_them(host, hub, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        detached.Reporter, "show", lambda _self, text, **facts: shown.append((text, facts))
+    )
+    hub.cuts = [1_000_000, 500_000]
+    host.fetch()
+    counted = [facts for _text, facts in shown if facts.get("of")]
+    sizes = [facts["done"] for facts in counted]
+    assert sizes == sorted(sizes)
+    assert len(WEIGHTS) <= sizes[-1] <= counted[-1]["of"]
+    assert counted[-1]["of"] == sum(
+        len(FILES[n])
+        for n in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+    )
+    assert any(text == f"fetching {NAME}: model.safetensors" for text, _ in shown)
 
 
 # ModelScope, through its own library

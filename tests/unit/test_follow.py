@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +42,9 @@ def answer(status: str, log: str, offset: int = 0) -> tuple[dict[str, Any], byte
     done = poll(status, log, offset)
     assert done.returncode == 0, done.stderr
     assert done.stderr == b""
-    return follow.parse_answer(done.stdout.decode("utf-8", "surrogateescape"))
+    found = follow.parse_answer(done.stdout.decode("utf-8", "surrogateescape"))
+    assert found.start == offset
+    return found.status, found.fresh
 
 
 @pytest.mark.parametrize(
@@ -123,6 +127,107 @@ def test_a_log_that_is_not_there_yet_or_is_none(tmp_path):
     assert answer(str(status), str(tmp_path)) == ({}, b"")
 
 
+def test_where_nobody_reads_it_the_end_of_the_log_is_enough(tmp_path):
+    status, log = tmp_path / "status.json", tmp_path / "log"
+    status.write_text("{}")
+    content = b"".join(b"line %d\n" % n for n in range(100_000))
+    log.write_bytes(content)
+
+    def newest(offset: int) -> follow.Poll:
+        command = follow.poll_command(str(status), str(log), offset, newest=True)
+        done = subprocess.run(["sh", "-c", command], capture_output=True, check=True)
+        return follow.parse_answer(done.stdout.decode())
+
+    first = newest(5)
+    assert first.fresh == content[-follow.NEWEST :]
+    assert first.end == len(content)
+    with log.open("ab") as stream:
+        stream.write(b"more")
+    assert newest(first.end) == ({}, b"more", len(content))
+
+
+def test_a_log_that_was_cut_short_brings_nothing(tmp_path):
+    status, log = tmp_path / "status.json", tmp_path / "log"
+    status.write_text("{}")
+    log.write_bytes(b"short")
+    assert answer(str(status), str(log), 1000) == ({}, b"")
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_poll_waits_for_the_end_and_no_longer(tmp_path, held):
+    """The lock is let go of with the stage's end: then the status is read at once."""
+    status, lock = tmp_path / "status.json", tmp_path / "lo'ck"
+    status.write_text("{}")
+    lock.touch()
+    command = follow.poll_command(str(status), str(tmp_path / "log"), 0, wait=(str(lock), 20))
+    with lock.open() as stream:
+        if held:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        poll = subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True)
+        if held:
+            with pytest.raises(subprocess.TimeoutExpired):
+                poll.wait(0.5)
+            status.write_text('{"state": "done"}')
+            fcntl.flock(stream, fcntl.LOCK_UN)
+        printed, _ = poll.communicate(timeout=10)
+    assert follow.parse_answer(printed).status == ({"state": "done"} if held else {})
+
+
+@pytest.mark.parametrize("path", ["", "/bin"])
+def test_without_a_lock_or_without_flock_there_is_no_wait(tmp_path, path):
+    status, lock = tmp_path / "status.json", tmp_path / "lock"
+    status.write_text("{}")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("cat", "wc", "tail", "head", "sh", "true"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    if path:
+        lock.touch()
+    command = follow.poll_command(str(status), str(tmp_path / "log"), 0, wait=(str(lock), 20))
+    done = subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True,
+        check=True,
+        timeout=10,
+        env={"PATH": str(tools)} if path else None,
+    )
+    assert follow.parse_answer(done.stdout.decode()).status == {}
+    assert done.stderr == b""
+    assert lock.exists() == bool(path)
+
+
+def missed(log: Path, offset: int) -> follow.Missed:
+    command = follow.missed_command(str(log), offset)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=True)
+    text = done.stdout.decode("utf-8", "surrogateescape")
+    assert len(done.stdout) < follow.MISSED_BYTES + 100
+    return follow.parse_missed(text, offset)
+
+
+@pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 5_000, 100_000])
+@pytest.mark.parametrize("behind", ["", "half a line"])
+@pytest.mark.parametrize("before", [0, 3])
+def test_of_what_was_missed_the_last_lines_and_a_count(tmp_path, count, behind, before):
+    log = tmp_path / "a log"
+    seen = b"seen\n" * before
+    lines = [f"第 {n} 行".encode() for n in range(count)]
+    content = seen + b"".join(line + b"\n" for line in lines) + behind.encode()
+    log.write_bytes(content)
+    found = missed(log, len(seen))
+    kept = found.text.split(b"\n")
+    assert kept.pop() == behind.encode()
+    assert found.left_out + len(kept) == count
+    assert kept == lines[count - len(kept) :]
+    assert len(kept) == min(count, follow.MISSED_LINES)
+    assert found.end == len(content)
+
+
+def test_a_missed_line_without_end_is_no_line(tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"x" * 1_000_000)
+    assert missed(log, 0) == (0, b"", 1_000_000)
+
+
 def test_a_status_that_is_not_there_is_an_error_of_the_command(tmp_path):
     assert poll(str(tmp_path / "none"), str(tmp_path / "log")).returncode != 0
 
@@ -133,18 +238,16 @@ statuses = st.dictionaries(st.text(), st.text() | st.integers() | st.none(), max
 @given(statuses, st.binary(max_size=30))
 def test_what_was_printed_is_taken_apart_again(status, log):
     printed = json.dumps(status, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    whole = b"\x1d" + printed + b"\x1e" + log
+    whole = b"\x1d" + printed + b"\x1e12\x1e" + log
     text = whole.decode("utf-8", "surrogateescape")
     if text.encode("utf-8", "surrogateescape") == whole:
-        found, fresh = follow.parse_answer(text)
-        assert fresh == log
-        assert found == status
+        assert follow.parse_answer(text) == (status, log, 12)
 
 
 @given(st.text())
 def test_what_is_no_answer_is_a_value_error_and_nothing_else(text):
     try:
-        status, _ = follow.parse_answer(text)
+        status, _, _ = follow.parse_answer(text)
     except ValueError:
         return
     assert isinstance(status, dict)
@@ -160,10 +263,14 @@ def test_what_is_no_answer_is_a_value_error_and_nothing_else(text):
         "\x1d{}",
         "\x1d\x1e",
         "\x1e{}\x1d",
-        "\x1d{\x1elog",
-        "\x1d[]\x1e",
-        "\x1dnull\x1elog",
-        '\x1d"x"\x1e',
+        "\x1d{}\x1elog",
+        "\x1d{}\x1e1\x1d",
+        "\x1d{}\x1e-1\x1elog",
+        "\x1d{}\x1eone\x1elog",
+        "\x1d{\x1e0\x1elog",
+        "\x1d[]\x1e0\x1e",
+        "\x1dnull\x1e0\x1elog",
+        '\x1d"x"\x1e0\x1e',
         "\x1dwelcome {}\x1e",
     ],
 )
@@ -180,7 +287,7 @@ def test_what_a_login_file_prints_before_it_is_no_part_of_it(tmp_path, banner):
     status.write_text('{"state": "running"}')
     log.write_bytes(b"line\n")
     printed = banner + poll(str(status), str(log)).stdout.decode()
-    assert follow.parse_answer(printed) == ({"state": "running"}, b"line\n")
+    assert follow.parse_answer(printed) == ({"state": "running"}, b"line\n", 0)
 
 
 # The connection
@@ -193,6 +300,7 @@ class Clock:
         self.now = 5000.0
         self.pauses: list[float] = []
         monkeypatch.setattr(link.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(link, "_clock", lambda: self.now)
         monkeypatch.setattr(link.time, "sleep", self._sleep)
 
     def _sleep(self, seconds: float) -> None:
@@ -303,13 +411,33 @@ def test_modules_go_over_cuts_as_commands_do(clock):
 # The action
 
 
+class Nothing:
+    """A record at home that holds nothing."""
+
+    def read(self, **_which: Any) -> dict[str, Any]:
+        return {}
+
+    def keep(self, *_seen: Any, **_more: Any) -> None:
+        pass
+
+    def forget(self, token: Any) -> None:
+        pass
+
+
 class Action(ActionModule):
     """The action without an Ansible around it: a test says what the host answers."""
 
     def __init__(self, answers: Any, check: bool = False, **arguments: Any) -> None:
         self.said: list[str] = []
         self.polls = 0
-        self._request = {"project_root": "/srv/tutor", "on_lock": "attach", "stages": []}
+        self._request = {
+            "project_root": "/srv/tutor",
+            "on_lock": "attach",
+            "stages": [],
+            "survival": {"stage_retries": 2},
+        }
+        self._notes: list[Any] = []
+        self._followed = Nothing()
         self._root = "/srv/tutor"
         self._line = self
         self._link = self
@@ -340,7 +468,7 @@ RUNNING = {"state": "running", "token": "t1", "stage": "style", "heartbeat": 1.0
 
 
 def printed(**changes: Any) -> str:
-    return f"\x1d{json.dumps({**RUNNING, **changes})}\x1e"
+    return f"\x1d{json.dumps({**RUNNING, **changes})}\x1e0\x1e"
 
 
 def test_answers_that_nobody_can_read_end_in_a_sentence(clock):
@@ -388,13 +516,20 @@ def test_a_stage_that_was_stopped_is_said_to_be():
     assert action.said == ["  style  was stopped after 0:12"]
 
 
-def test_who_attached_to_a_stage_that_was_stopped_gets_to_know_it():
+def test_who_attached_to_a_stage_that_was_stopped_gets_to_know_it(monkeypatch):
     """Whoever goes on then would start that very stage again: see playbooks/tasks/attach.yml."""
     action = Action(lambda _: printed(**STOPPED), attach=True, live=RUNNING)
-    ended = action._attach()
+    monkeypatch.setattr(action, "_link", Through(action), raising=False)
+    asked: list[Any] = []
+    found = {"outcome": "attached", "status": RUNNING, "notes": ["Another supervisor follows it."]}
+    monkeypatch.setattr(action, "call", lambda *given: (asked.append(given), found)[1])
+    ended = action._attach({})
+    ((module, arguments, _),) = asked
+    assert (module, arguments["attach"]) == ("stage", True)
+    assert [issue["symptom"] for issue in ended["issues"]] == ["Another supervisor follows it."]
     assert not ended["failed"]
-    assert ended["stopped"]["by"] == "me@laptop"
-    assert ended["msg"] == "The stage style was stopped by me@laptop."
+    assert ended["trouble"]["recorded"]
+    assert ended["trouble"]["msg"] == "The stage style was stopped by me@laptop."
 
 
 @pytest.mark.parametrize(("on_lock", "starts"), [("attach", 1), ("wait", 2)])
@@ -426,7 +561,7 @@ class Through:
 
 def test_in_check_mode_what_runs_is_said_and_not_followed():
     action = Action(lambda _: printed(), check=True, attach=True, live=RUNNING)
-    assert action._attach()["state"] == "running"
+    assert action._attach({})["state"] == "running"
     (line,) = action.said
     assert line.startswith("  The stage style of ")
     assert line.endswith(": a run would wait for its end.")
@@ -463,7 +598,7 @@ def test_check_mode_does_not_plan_and_attach_again():
 def test_a_lock_without_a_running_stage_is_not_attached_to(status, words):
     action = Action(lambda _: printed(), attach=True, live=status)
     with pytest.raises(TrainError) as caught:
-        action._attach()
+        action._attach({})
     assert caught.value.message.startswith(words)
     assert "/srv/tutor/outputs/training_sync/live/lock" in caught.value.hint
 
@@ -477,30 +612,36 @@ def test_a_lock_without_a_running_stage_is_not_attached_to(status, words):
 )
 @pytest.mark.parametrize("attach", [True, False])
 def test_a_host_that_is_given_up_on_is_flagged(monkeypatch, error, flag, attach):
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **_more: Any) -> None:
         raise error
 
     action = Action(
         None,
         attach=attach,
         stage="style",
+        live=RUNNING,
+        home="/nowhere",
         request={
             "project_root": "/srv/tutor",
             "reconnect_timeout": 1,
+            "on_lock": "attach",
             "stages": [{"name": "style", "needs": []}],
         },
     )
     action._connection = SimpleNamespace(reset=None)
-    monkeypatch.setattr(ActionModule, "_attach", fail)
     monkeypatch.setattr(ActionModule, "_train", fail)
-    if attach and not flag:
-        with pytest.raises(TrainError):
-            action.act({})
-        return
+    found = {"outcome": "attached", "status": RUNNING, "notes": []}
+    monkeypatch.setattr(ActionModule, "call", lambda *_: found)
+    monkeypatch.setattr(ActionModule, "_follow", fail)
     result = action.act({})
-    assert result["failed"] is True
-    assert result["msg"] == error.message
+    # Who has attached and can't follow to the end fails after what there is has been collected.
+    assert result["failed"] is not attach
     assert result.get("unreachable_host") is flag
+    if attach:
+        assert result["trouble"]["msg"] == error.message
+        assert result["trouble"]["recorded"] is False
+    else:
+        assert result["msg"] == error.message
 
 
 def test_patience_that_ended_is_told_from_other_errors(clock):

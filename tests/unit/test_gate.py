@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -188,6 +189,8 @@ SKIPS = {
     [
         ((docs.older,), {}),
         ((docs.newer,), {}),
+        ((docs.newer, docs.announced), {}),
+        ((docs.between,), {}),
         ((docs.gpus(8),), {"links": Links(True, dict.fromkeys(range(8), 18))}),
         ((docs.a100_pcie,), {"capabilities": {0: (8, 0)}, "links": Links(True, {}, {0: 12})}),
         ((docs.a100_pcie, docs.older), {"capabilities": {}, "links": Links(True)}),
@@ -202,7 +205,7 @@ SKIPS = {
             },
         ),
     ],
-    ids=["v11", "v13", "eight", "A100 PCIe", "A100 PCIe v11", "L4", "T4"],
+    ids=["v11", "v13", "v13 to come", "R570", "eight", "A100 PCIe", "A100 PCIe v11", "L4", "T4"],
 )
 def test_other_healthy_data_centre_cards(
     edits: tuple[docs.Edit, ...], context: dict[str, Any]
@@ -251,6 +254,37 @@ CASES = [
         "though the driver is loaded",
         "gpu_gate_nvidia_smi",
     ),
+    # A path in the settings is the first thing to doubt.
+    (
+        silent("missing", named="/opt/smi", usual="/usr/bin/nvidia-smi"),
+        "driver",
+        "fail",
+        "gpu_gate_nvidia_smi is /opt/smi, and there is no such program",
+        "leave it out: the machine has /usr/bin/nvidia-smi",
+    ),
+    (silent("missing", named="/opt/smi"), "driver", "fail", "is /opt/smi", "where it usually is"),
+    (
+        silent("unreadable", text="it printed no XML but: hello", named="/bin/echo"),
+        "driver",
+        "fail",
+        "gpu_gate_nvidia_smi is /bin/echo, whose answer",
+        "Correct gpu_gate_nvidia_smi",
+    ),
+    (
+        silent("failed", code=2, text="unrecognized option", named="/bin/ls"),
+        "driver",
+        "fail",
+        "gpu_gate_nvidia_smi is /bin/ls, which failed",
+        "Correct gpu_gate_nvidia_smi",
+    ),
+    # What the real one says is no doubt of the setting.
+    (
+        silent("failed", code=9, text="", named="/opt/nvidia-smi"),
+        "driver",
+        "fail",
+        "the driver isn't loaded",
+        "Reboot",
+    ),
     (silent("unusable", text="Exec format error"), "driver", "fail", "Exec format", "Install"),
     (silent("hangs", seconds=20.0), "driver", "fail", "no answer within 20 s", "reboot"),
     (
@@ -297,15 +331,33 @@ CASES = [
     ),
     (card(docs.mig(0)), "gpu_count", "fail", "0 usable GPUs of 1", "MIG"),
     (card(docs.mig(2)), "gpu_count", "ok", "1 usable GPU", ""),
-    (card(docs.lost), "gpu_state", "fail", "GPU 0: GPU is lost", "Reset"),
+    (card(docs.lost), "gpu_state", "fail", "GPU 0: GPU is lost", "Reboot"),
     (
         card(docs.put(gpu_reset_status__reset_required="Yes")),
         "gpu_state",
         "fail",
         "GPU 0: needs reset",
-        "Reset",
+        "Reboot",
     ),
     (limited(memory_gib=141), "gpu_memory", "fail", "79.6 GiB", "Rent a larger GPU"),
+    (
+        card(docs.gpus(2), docs.only(1, docs.l4), limits={"memory_gib": 40, "gpus": 2}),
+        "gpu_memory",
+        "fail",
+        "79.6 GiB, 22.5 GiB",
+        "lower gpu_gate_memory_gib (40).",
+    ),
+    (
+        card(
+            docs.gpus(2),
+            docs.only(1, docs.put(fb_memory_usage__free="3000 MiB")),
+            limits={"gpus": 2},
+        ),
+        "gpu_memory_free",
+        "fail",
+        "79.1 GiB, 2.9 GiB free",
+        "gpu_gate_memory_slack (0.15)",
+    ),
     (card(docs.mig(2), limits={"memory_gib": 24}), "gpu_memory", "fail", "9.8 GiB", "Rent a"),
     (card(docs.put(fb_memory_usage__total="N/A")), "gpu_memory", "unknown", "not told", ""),
     (
@@ -364,7 +416,7 @@ CASES = [
         "gpu_torch_build",
         "fail",
         "built without CUDA",
-        "Install a torch",
+        "provision_python",
     ),
     # A newer build of the same generation runs.
     (
@@ -408,7 +460,7 @@ CASES = [
         "gpu_pcie",
         "warn",
         "x8, the card has x16",
-        "seated anew",
+        "silence gpu_pcie",
     ),
     (
         card(
@@ -482,6 +534,29 @@ CASES = [
         "GPU 1: 11 of 12",
         "another machine",
     ),
+    # All links of one GPU of a board are down: the driver says so without a number.
+    (
+        card(docs.gpus(2), limits={"gpus": 2}, links=Links(True, {0: 18}, {}, (1,))),
+        "gpu_nvlink",
+        "fail",
+        "GPU 1: 0 of 18",
+        "another machine",
+    ),
+    (
+        card(docs.put(fabric__health__summary="Unhealthy", fabric__health__bandwidth="Degraded")),
+        "gpu_nvlink",
+        "warn",
+        "GPU 0: fabric: summary Unhealthy, bandwidth Degraded",
+        "another machine",
+    ),
+    (
+        card(docs.put(fabric__health__route_unhealthy="True"), limits={"gpus": 8}),
+        "gpu_nvlink",
+        "fail",
+        "GPU 0: fabric: route unhealthy True",
+        "another machine",
+    ),
+    (card(docs.put(fabric__health__summary="Healthy")), "gpu_nvlink", "ok", "18 up", ""),
     (card(links=Links(True, {0: 4}, {0: 8})), "gpu_nvlink", "ok", "4 up on each, 8 not", ""),
     (card(docs.l4, links=Links(True)), "gpu_nvlink", "skipped", "no NVLink", ""),
     (card(links=Links()), "gpu_nvlink", "unknown", "not told", ""),
@@ -512,35 +587,35 @@ CASES = [
         "gpu_xid",
         "fail",
         "GPU 0: Xid 79, the GPU has fallen off the bus (the last 1 min ago)",
-        "Reset",
+        "Reboot",
     ),
     (
         kernel("NVRM: Xid (PCI:0000:3b:00): 48, pid=7, DBE", age=None),
         "gpu_xid",
         "fail",
         "Xid 48",
-        "Reset",
+        "Reboot",
     ),
     (
         kernel("NVRM: Xid (PCI:0000:3b:00): 48, pid=7, DBE", age=30 * HOUR),
         "gpu_xid",
         "warn",
         "1 d ago",
-        "Reset",
+        "Reboot",
     ),
     (
         kernel("NVRM: Xid (PCI:0000:3b:00): 48, DBE", age=30 * HOUR, limits={"xid_hours": 48}),
         "gpu_xid",
         "fail",
         "Xid 48",
-        "Reset",
+        "Reboot",
     ),
     (
         kernel("NVRM: Xid (PCI:0000:3b:00): 63, pid=7, Row Remapper"),
         "gpu_xid",
         "warn",
         "waits to be replaced",
-        "Reset",
+        "Reboot",
     ),
     # A container sees its host's switches, most of which it has nothing to do with.
     (
@@ -548,11 +623,29 @@ CASES = [
         "gpu_xid",
         "warn",
         "SXid 20034",
-        "Reset",
+        "Reboot",
     ),
     # A program's fault, and another machine's GPU, are no findings.
     (kernel("NVRM: Xid (PCI:0000:3b:00): 31, pid=7"), "gpu_xid", "ok", "1 fault of", ""),
     (kernel("NVRM: Xid (PCI:0000:9d:00): 79, pid=7"), "gpu_xid", "ok", "none (kmsg)", ""),
+    # Where one is missing, it may be the one that is written of; and a dead driver wrote why.
+    (
+        kernel("NVRM: Xid (PCI:0000:9d:00): 79, pid=7", limits={"gpus": 2}),
+        "gpu_xid",
+        "fail",
+        "0000:9d:00: Xid 79",
+        "Reboot",
+    ),
+    (
+        dataclasses.replace(
+            silent("failed", code=9, text="it couldn't communicate with the NVIDIA driver."),
+            kernel=KernelLog("kmsg", (Line(60.0, "NVRM: Xid (PCI:0000:3b:00): 119, GSP timeout"),)),
+        ),
+        "gpu_xid",
+        "fail",
+        "0000:3b:00: Xid 119, the GPU's system processor (GSP) doesn't answer (the last 1 min ago)",
+        "Reboot",
+    ),
     (
         card(kernel=KernelLog(reason="/dev/kmsg: Operation not permitted")),
         "gpu_xid",
@@ -565,7 +658,7 @@ CASES = [
         "gpu_retired_pages",
         "fail",
         "60 retired",
-        "Reset",
+        "Reboot",
     ),
     (card(docs.mig(1)), "gpu_row_remap", "skipped", "not told in MIG mode", ""),
     (
@@ -573,7 +666,7 @@ CASES = [
         "gpu_row_remap",
         "fail",
         "a repair waits for a reset",
-        "Reset",
+        "Reboot",
     ),
     (
         card(docs.newer, docs.put(ecc_errors__unrepairable_memory="Yes")),
@@ -614,14 +707,14 @@ CASES = [
         "gpu_ecc",
         "fail",
         "GPU 0: 2 uncorrected",
-        "Reset",
+        "Reboot",
     ),
     (
         card(docs.put(ecc_errors__aggregate__sram_threshold_exceeded="Yes")),
         "gpu_ecc",
         "fail",
         "over the limit",
-        "Reset",
+        "Reboot",
     ),
     (
         card(docs.consumer, docs.put(ecc_mode__current_ecc="Disabled")),
@@ -635,7 +728,7 @@ CASES = [
         "gpu_row_remap",
         "fail",
         "GPU 0: a row waits to be remapped",
-        "Reset",
+        "Reboot",
     ),
     (
         card(docs.put(remapped_rows__remapped_row_failure="Yes")),
@@ -651,24 +744,24 @@ CASES = [
         "gpu_retired_pages",
         "fail",
         "GPU 0: 3 retired, a page waits",
-        "Reset",
+        "Reboot",
     ),
     (
         card(docs.throttled(hw_slowdown="Active", hw_thermal_slowdown="Active")),
         "gpu_throttle",
         "fail",
-        "hw_slowdown, hw_thermal_slowdown, and nothing runs on it",
+        "the hardware (hw_slowdown), heat (hw_thermal_slowdown), and nothing runs on it",
         "another machine",
     ),
     (
         card(docs.throttled(hw_slowdown="Active"), docs.put(utilization__gpu_util="97 %")),
         "gpu_throttle",
         "warn",
-        "GPU 0: hw_slowdown",
+        "GPU 0: the hardware (hw_slowdown)",
         "another machine",
     ),
     (card(docs.throttled(sw_thermal_slowdown="Active")), "gpu_throttle", "warn", "sw_", "take"),
-    (card(docs.throttled(sw_power_cap="Active")), "gpu_throttle", "ok", "none", ""),
+    (card(docs.throttled(sw_power_cap="Active")), "gpu_throttle", "ok", "nothing", ""),
     (card(docs.drop("clocks_event_reasons")), "gpu_throttle", "unknown", "not told", ""),
     (
         card(docs.put(temperature__gpu_temp="89 C", temperature__gpu_temp_tlimit="-2 C")),
@@ -702,8 +795,27 @@ CASES = [
     ),
     (card(docs.turing, docs.put(temperature__gpu_temp="82 C")), "gpu_temperature", "ok", "82", ""),
     (card(docs.put(temperature__gpu_temp="N/A")), "gpu_temperature", "unknown", "not told", ""),
-    (disk("project_root", read_only=True), "disk_writable", "fail", "(project_root) is read", "Na"),
-    (disk("outputs", blocked="/x is not a folder"), "disk_writable", "fail", "not a folder", "ou"),
+    (
+        disk("project_root", read_only=True),
+        "disk_writable",
+        "fail",
+        "(project_root) is read-only",
+        "Set project_root to a folder on another disk",
+    ),
+    (
+        disk("outputs", blocked="/x is not a folder"),
+        "disk_writable",
+        "fail",
+        "/x is not a folder (outputs)",
+        "Move away what is there, or set project_root",
+    ),
+    (
+        disk("models", blocked="/x can't be written to by user id 7"),
+        "disk_writable",
+        "fail",
+        "/x can't be written to by user id 7 (models)",
+        "the right to write there, or set runtime_base or hf_home",
+    ),
     (disk("models", free=5 * MIB), "disk_writable", "fail", "(models) is full", "Make room"),
     (
         disk("project_root", silent=10.0, read_only=None, free=None),
@@ -866,7 +978,7 @@ def test_every_threshold_belongs_to_a_check(limit: dataclasses.Field[Any]) -> No
 
 def test_without_a_driver_the_other_checks_of_the_gpu_are_skipped() -> None:
     found = [item for item in gate.run_checks(silent("missing")) if item.scope == "gpu"]
-    assert [item.check for item in found if item.result != "skipped"] == ["driver"]
+    assert [item.check for item in found if item.result != "skipped"] == ["driver", "gpu_xid"]
 
 
 def test_driver_without_gpus_is_a_failure_of_the_count_alone() -> None:
@@ -925,10 +1037,73 @@ def test_sentence() -> None:
     assert gate.sentence([]) == ("", "")
     one = Finding("disk_free", "host", "fail", "1 GiB free.", "10 GiB", "Make room.")
     assert gate.sentence([one]) == (
-        "The check disk_free failed: 1 GiB free.",
+        "The check disk_free failed: 1 GiB free; expected: 10 GiB.",
         "Make room.",
     )
-    assert gate.sentence([one, one, one])[0].endswith("1 GiB free (and 2 more checks failed).")
+    assert gate.sentence([one, one, one])[0].endswith("10 GiB (and 2 more checks failed).")
+    assert gate.sentence([dataclasses.replace(one, expected="")])[0].endswith("1 GiB free.")
+
+
+def test_sentence_leaves_out_what_an_estimate_is_made_of() -> None:
+    message, hint = gate.sentence([finding(card(docs.l4), "gpu_memory")])
+    assert message == "The check gpu_memory failed: 22.5 GiB; expected: about 44.4 GiB."
+    assert "gpu_gate_memory_gib" in hint
+
+
+def found_of(**results: str) -> list[Finding]:
+    return [
+        Finding(name, "host" if name == "load" else "gpu", result, "")
+        for name, result in results.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("results", "mode", "said"),
+    [
+        ({"a": "ok", "b": "skipped"}, "strict", "The machine passes; 1 check ok."),
+        (
+            {"a": "ok", "b": "unknown", "c": "ok"},
+            "strict",
+            "The machine passes; 2 checks ok, 1 unknown.",
+        ),
+        (
+            {"a": "ok", "b": "warn", "load": "warn"},
+            "strict",
+            "The machine passes with 2 warnings (b, load); 1 check ok.",
+        ),
+        (
+            {"a": "fail", "b": "warn"},
+            "warn",
+            "The machine passes with 1 warning (b) and 1 failed check of the GPU that gpu_gate: "
+            "warn passes over (a); 0 checks ok.",
+        ),
+        ({"a": "fail", "b": "warn"}, "strict", ""),
+        ({"load": "fail"}, "warn", ""),
+    ],
+)
+def test_closing_line(results: dict[str, str], mode: str, said: str) -> None:
+    assert gate.closing(found_of(**results), mode) == said
+
+
+def test_a_run_that_asks_for_no_gpu_looks_at_none() -> None:
+    """Whatever state its driver is in; what else there is counts as ever."""
+    for context in (limited(gpus=0), healthy(Limits(gpus=0), smi=None, kernel=KernelLog())):
+        found = gate.run_checks(context)
+        of_gpu = {(item.result, item.seen) for item in found if item.scope == "gpu"}
+        assert of_gpu == {("skipped", "gpu_gate_gpus is 0: the run asks for no GPU")}
+        assert {item.result for item in found if item.scope != "gpu"} == {"ok"}
+
+
+def test_every_threshold_is_named_where_it_makes_a_check_fail_or_warn() -> None:
+    """A person who set one sees which it is, with its number, in what is expected or advised."""
+    named: dict[str, set[str]] = {}
+    for context, name, *_rest in CASES:
+        item = finding(context, name)
+        if item.result in ("fail", "warn"):
+            text = f"{item.expected} {item.action}"
+            named.setdefault(name, set()).update(re.findall(r"gpu_gate_(\w+)", text))
+    for check in gate.CHECKS:
+        assert set(check.limits) - named[check.name] == set(), check.name
 
 
 def test_table_shows_what_is_not_as_expected() -> None:

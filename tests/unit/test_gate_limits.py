@@ -9,7 +9,7 @@ import pytest
 
 from remote_train import gate_checks
 from remote_train.errors import TrainError
-from remote_train.gate_limits import Limits, silenced
+from remote_train.gate_limits import ActiveLimits, Limits, program, silenced, timeout
 
 NAMES = gate_checks.NAMES
 
@@ -27,7 +27,26 @@ def test_text_is_read_as_templates_give_it() -> None:
         ({"gpu": 2}, "The gate has no threshold gpu.", "Did you mean gpus?"),
         ({"gpus": "two"}, "gpu_gate_gpus is 'two'.", "whole number"),
         ({"gpus": 1.5}, "gpu_gate_gpus is 1.5.", "whole number"),
-        ({"gpus": -1}, "gpu_gate_gpus is -1.", "0 or more"),
+        ({"gpus": -1}, "gpu_gate_gpus is -1.", "from 0 to 1024"),
+        ({"memory_slack": 5}, "gpu_gate_memory_slack is 5.", "from 0 to 0.9"),
+        ({"memory_gib": 80_000}, "gpu_gate_memory_gib is 80000.", "from 0 to 1024"),
+        ({"min_capability": 80}, "gpu_gate_min_capability is 80.", "from 0 to 20"),
+        ({"max_retired_pages": 0}, "gpu_gate_max_retired_pages is 0.", "from 1 to 64"),
+        ({"min_disk_gib": -0.5}, "gpu_gate_min_disk_gib is -0.5.", "from 0 to 1,000,000"),
+        ({"min_disk_gib": float("inf")}, "gpu_gate_min_disk_gib is inf.", "from 0 to 1,000,000"),
+        ({"max_load": 0}, "gpu_gate_max_load is 0.", "from 0.1"),
+        (
+            {"warn_load": 20},
+            "gpu_gate_warn_load is 20, above gpu_gate_max_load, which is 16.",
+            "Set gpu_gate_max_load to 20 or more as well, or gpu_gate_warn_load to 16 or less.",
+        ),
+        (
+            {"min_memory_gib": 3, "warn_memory_gib": 1},
+            "gpu_gate_min_memory_gib is 3, above",
+            "1 or",
+        ),
+        ({"warn_shm_mib": 8}, "gpu_gate_min_shm_mib is 16, above gpu_gate_warn_shm_mib", "8 or"),
+        ({"max_clock_skew": 10}, "gpu_gate_warn_clock_skew is 30, above", "or more"),
         ({"gpus": True}, "gpu_gate_gpus is True.", "whole number"),
         ({"min_disk_gib": "nan"}, "gpu_gate_min_disk_gib is 'nan'.", "a number"),
         ({"max_load": None}, "gpu_gate_max_load is None.", "a number"),
@@ -39,6 +58,36 @@ def test_wrong_threshold(given: dict[str, Any], message: str, hint: str) -> None
         Limits.of(given)
     assert message in error.value.message
     assert hint in error.value.hint
+
+
+@pytest.mark.parametrize("kind", [Limits, ActiveLimits])
+def test_every_threshold_has_bounds_and_its_default_lies_within(kind: Any) -> None:
+    for field in dataclasses.fields(kind):
+        if field.type == "bool":
+            continue
+        least, most = field.metadata["least"], field.metadata["most"]
+        assert least <= field.default <= most
+        for beyond in (least - 1, most * 2):
+            with pytest.raises(TrainError, match=f"{kind.prefix}{field.name} is"):
+                kind.of({field.name: beyond})
+
+
+def test_thresholds_of_the_active_gate() -> None:
+    assert ActiveLimits.of({"timeout": "30"}).timeout == 30
+    with pytest.raises(TrainError, match="active_gate_min_bandwidth is 5, above active_gate_warn"):
+        ActiveLimits.of({"min_bandwidth": 5})
+
+
+@pytest.mark.parametrize("value", [0, -1, 46, "x", None, True, float("nan")])
+def test_timeout_that_is_none(value: Any) -> None:
+    with pytest.raises(TrainError, match="gpu_gate_timeout is"):
+        timeout(value)
+
+
+@pytest.mark.parametrize("value", ["", " ", None, True, ["nvidia-smi"]])
+def test_program_that_is_none(value: Any) -> None:
+    with pytest.raises(TrainError, match=r"gpu_gate_nvidia_smi is .* names no program"):
+        program(value)
 
 
 def test_no_two_checks_of_both_gates_have_one_name() -> None:

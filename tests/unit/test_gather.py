@@ -110,6 +110,27 @@ def checked_by_sha256sum(listing: Path, where: Path) -> set[str]:
 # A run that went well
 
 
+def test_the_page_of_a_run_is_in_no_list_of_the_hosts(run):
+    """Home may be the host's own outputs, where the page lies beside what is gathered again."""
+    run.gather()
+    (run.folder / "report.html").write_text("drawn at home")
+    answer = run.gather()
+    assert "report.html" not in checked_by_sha256sum(run.folder / "SHA256SUMS", run.folder)
+    assert not [one for one in answer["files"] if one["path"].endswith("report.html")]
+    assert "report.html" not in (run.folder / "TRAINING_SUMMARY.md").read_text()
+
+
+def test_what_a_page_needs_is_on_record(run):
+    run.gather()
+    record = json.loads((run.folder / "run.json").read_text())
+    assert (record["acceptance_gate"], record["project_root"]) == ("off", str(run.root))
+    assert record["environment"]["torch"] == "2.13"
+    assert record["host"]
+    style = next(stage for stage in record["stages"] if stage["name"] == "style")
+    assert style["thresholds"]["response_format"] == 0.95
+    assert style["adapter_dir"] == "outputs/adapter/adapter_style"
+
+
 def test_the_folder_of_a_run_is_complete_and_sealed(run):
     answer = run.gather()
     assert answer["verdict"] == "done"

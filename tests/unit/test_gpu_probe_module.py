@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from remote_train import gate
+from remote_train import gate, gate_module
 from remote_train.gate_limits import Limits
 from tests.unit import fake_smi
 
@@ -156,7 +156,7 @@ def test_silenced_check_is_on_record(tmp_path: Path) -> None:
         ({"silence": {"gpu_ec": "x"}}, "gpu_gate_silence names gpu_ec", "Did you mean gpu_ecc?"),
         ({"silence": {"gpu_ecc": ""}}, "gives no reason for gpu_ecc", "Say why"),
         ({"limits": {"gpu": 2}}, "no threshold gpu", "Did you mean gpus?"),
-        ({"timeout": 90}, "gpu_gate_timeout is 90", "at most 45"),
+        ({"timeout": 90}, "gpu_gate_timeout is 90", "seconds from 0.1 to 45"),
     ],
 )
 def test_wrong_settings_are_named(
@@ -202,6 +202,7 @@ def play(folder: Path, mode: Any, **plan: Any) -> subprocess.CompletedProcess[st
             "selected": [],
             "left_out": [],
             "storage": {},
+            "reconnect_timeout": 0,
         },
         "plan_result": {"data_on_host": [], "python": None, "requirements": {}, **plan},
     }
@@ -211,7 +212,11 @@ def play(folder: Path, mode: Any, **plan: Any) -> subprocess.CompletedProcess[st
 @pytest.mark.parametrize(
     ("mode", "status", "words"),
     [
-        ("strict", 2, "The check driver failed: there is no no-such-smi on this machine"),
+        (
+            "strict",
+            2,
+            "The check driver failed: gpu_gate_nvidia_smi is no-such-smi, and there is no",
+        ),
         ("warn", 0, "later 1 failed"),
         (False, 0, "later 0 failed"),  # how YAML reads a bare off
     ],
@@ -221,7 +226,13 @@ def test_role(tmp_path: Path, mode: Any, status: int, words: str) -> None:
     assert done.returncode == status, done.stdout
     assert words in done.stdout
     # The table wraps its cells; the sentence that the run ends with stands in one piece.
-    assert ("and no GPU. Rent a machine with an NVIDIA GPU" in done.stdout) == (status == 2)
+    ending = "; expected: nvidia-smi answers. Correct gpu_gate_nvidia_smi, or leave it out"
+    assert (ending in done.stdout) == (status == 2)
+    # Where the run goes on, a line says how.
+    passed = (
+        "The machine passes with 1 failed check of the GPU that gpu_gate: warn passes over (dri"
+    )
+    assert (passed in done.stdout) == (mode == "warn")
     assert ("what to do" in done.stdout) == (mode is not False)
     assert "changed=0" in done.stdout
 
@@ -236,8 +247,8 @@ def test_role_passes_on_what_the_plan_found(tmp_path: Path) -> None:
         requirements={"torch": ">=2.6"},
     )
     assert done.returncode == 2
-    words = "The check packages failed: torch is 2.5.0, not >=2.6 (and 1 more check failed)."
-    assert words in done.stdout
+    assert "The check packages failed: torch is 2.5.0, not >=2.6; expected: " in done.stdout
+    assert " (and 1 more check failed)." in done.stdout
 
 
 def test_precheck_shows_every_check(tmp_path: Path) -> None:
@@ -276,6 +287,12 @@ def test_precheck_shows_every_check(tmp_path: Path) -> None:
         ({"gpu_gate_silence": {"gpu_ecc": " "}}, "gpu_gate_silence gives no reason for gpu_ecc."),
         ({"gpu_gate_silence": "gpu_ecc"}, "gpu_gate_silence is 'gpu_ecc', which is not a mapping"),
         ({"gpu_gate_gpus": "many"}, "gpu_gate_gpus is 'many'."),
+        ({"gpu_gate_memory_slack": 5}, "gpu_gate_memory_slack is 5."),
+        ({"gpu_gate_warn_load": 99}, "gpu_gate_warn_load is 99, above gpu_gate_max_load"),
+        ({"gpu_gate_timeout": 90}, "gpu_gate_timeout is 90."),
+        ({"gpu_gate_nvidia_smi": ""}, "gpu_gate_nvidia_smi is '', which names no program."),
+        ({"active_gate_timeout": 900}, "active_gate_timeout is 900."),
+        ({"active_gate_min_bandwidth": 9}, "active_gate_min_bandwidth is 9, above"),
     ],
 )
 def test_wrong_settings_are_said_before_any_contact(
@@ -291,11 +308,17 @@ def test_wrong_settings_are_said_before_any_contact(
     assert message.rsplit(". ", maxsplit=1)[-1] in done.stdout, done.stdout
 
 
-def arguments_of_the_module() -> dict[str, Any]:
-    """The argument_spec, as it stands in the source."""
-    for node in ast.walk(ast.parse(MODULE.read_text())):
+def arguments_of(module: Path) -> dict[str, Any]:
+    """The argument_spec, as it stands in the source, with what both modules of the gate share."""
+    for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.keyword) and node.arg == "argument_spec":
-            return dict(ast.literal_eval(node.value))
+            assert isinstance(node.value, ast.Dict)
+            pairs = [
+                (ast.literal_eval(key), ast.literal_eval(value))
+                for key, value in zip(node.value.keys, node.value.values, strict=True)
+                if key
+            ]
+            return {**gate_module.ARGUMENTS, **dict(pairs)}
     raise AssertionError("no argument_spec")
 
 
@@ -312,13 +335,17 @@ def test_documentation_and_arguments_agree() -> None:
     """What ansible-doc shows is what the module and the role take, with the same defaults."""
     source = MODULE.read_text()
     documented = yaml.safe_load(source.split('DOCUMENTATION = r"""')[1].split('"""')[0])["options"]
-    compare(documented, arguments_of_the_module())
+    compare(documented, arguments_of(MODULE))
+    theirs = MODULE.with_name("active_gate.py")
+    text = theirs.read_text().split('DOCUMENTATION = r"""')[1].split('"""')[0]
+    compare(yaml.safe_load(text)["options"], arguments_of(theirs))
     options = role_options()
     defaults = yaml.safe_load((ROOT / "roles/gpu_gate/defaults/main.yml").read_text())
     assert {name: option["default"] for name, option in options.items()} == defaults
     tasks = yaml.safe_load((ROOT / "roles/gpu_gate/tasks/main.yml").read_text())
     passed = tasks[0]["gpu_probe"]
-    assert passed.keys() == documented.keys()
+    # The action plugin takes the one for itself, and adds the other as it sends.
+    assert passed.keys() ^ documented.keys() == {"reconnect_timeout", "controller_time"}
     for name in ("silence", "nvidia_smi", "timeout"):
         variable = passed[name].strip("{} ")
         assert options[variable]["type"] == documented[name]["type"]

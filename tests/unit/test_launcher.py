@@ -42,6 +42,8 @@ def variables(*arguments: str) -> dict[str, Any]:
         (["logs", "--stage", "all"], {"log_stage": "all"}),
         (["stop", "--grace", "0"], {"stop_grace": 0}),
         (["status"], {}),
+        (["report", "--run", "run_1"], {"report_run": "run_1"}),
+        (["report", "--report-language", "zh"], {"report_language": "zh"}),
     ],
 )
 def test_what_is_given_is_an_extra_variable(
@@ -166,6 +168,7 @@ LOST = event("failed", "stage", category="infra", unreachable_host=True)
         ([], 0, DONE),
         ([], 2, FAILED),
         ([event("failed", "stage", category="oom")], 2, FAILED),
+        ([event("failed", "stage", category="ops")], 2, FAILED),  # on_lock is fail
         ([event("failed", "gpu_probe", category="infra")], 2, FAILED),
         ([event("failed", "settings")], 2, WRONG),
         ([event("failed", "ansible.builtin.assert")], 2, WRONG),

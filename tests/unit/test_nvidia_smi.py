@@ -275,12 +275,13 @@ def test_hanging_program_is_killed_with_its_children(tmp_path: Path, trap: str) 
 
 def test_child_that_keeps_the_pipe_open_does_not_hold_us(tmp_path: Path) -> None:
     """The program ends, a child of it in a session of its own keeps its output open."""
-    script = f"setsid sleep 30 & echo $! > {tmp_path}/pid\nexit 0"
+    (tmp_path / "answer.xml").write_bytes(docs.HEALTHY)
+    script = f"setsid sleep 30 & echo $! > {tmp_path}/pid\ncat {tmp_path}/answer.xml"
     started = time.monotonic()
-    answer = ask(program(tmp_path, script), timeout=0.5)
+    answer = ask(program(tmp_path, script), timeout=20)
     os.kill(int((tmp_path / "pid").read_text()), 9)
     assert time.monotonic() - started < 5
-    assert answer.state == "hangs"
+    assert (answer.state, len(answer.snapshot.gpus)) == ("ok", 1)
 
 
 def other(folder: Path, script: str) -> str:
@@ -313,6 +314,14 @@ GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-2)
 \t Link 0: 26.562 GB/s
 \t Link 1: <inactive>
 """
+NO_NVLINK = """GPU 0: NVIDIA L40S (UUID: GPU-1)
+\t NVML: Unable to retrieve NVLink information: Not Supported
+"""
+DARK = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)
+\t Link 0: 26.562 GB/s
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-2)
+\t NVML: Unable to retrieve NVLink information as all links are inActive
+"""
 
 
 @pytest.mark.parametrize(
@@ -321,10 +330,22 @@ GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-2)
         (NVLINK, 0, Links(True, {0: 2, 1: 1}, {1: 1})),
         ("GPU 0: NVIDIA L4 (UUID: GPU-1)\n", 0, Links(True)),
         ("Unable to retrieve NVLink information as all links are inActive\n", 1, Links(True)),
+        (NO_NVLINK, 0, Links(True)),
+        (NO_NVLINK, 3, Links(True)),
+        (DARK, 0, Links(True, {0: 1}, {}, (1,))),
         ("Invalid combination of input arguments\n", 2, Links()),
         ("GPU 0: x\n\t Link 0: 0 GB/s\n", 0, Links(True, {}, {0: 1})),
     ],
-    ids=["some", "none", "all inactive", "unknown command", "no speed"],
+    ids=[
+        "some",
+        "none",
+        "all inactive",
+        "not supported",
+        "not supported, with an exit code",
+        "one GPU dark",
+        "unknown command",
+        "no speed",
+    ],
 )
 def test_links(tmp_path: Path, printed: str, code: int, found: Links) -> None:
     (tmp_path / "said").write_text(printed)

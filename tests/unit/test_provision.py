@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,18 @@ import pytest
 from remote_train import detached, installer, programs, provision, pythons
 from remote_train.errors import TrainError
 from remote_train.installer import Source
-from tests.unit.wheels import UV, Machine, distribution, served, simple_index, site_packages, wheel
+from tests.unit.command_lines import command_lines
+from tests.unit.small_disk import small_disk
+from tests.unit.wheels import (
+    UV,
+    Log,
+    Machine,
+    distribution,
+    served,
+    simple_index,
+    site_packages,
+    wheel,
+)
 
 REQUIRED = {"torch": ">=2.6", "small-thing": ">=1,<2"}
 PIP = glob.glob(
@@ -45,6 +59,9 @@ def tool(request, monkeypatch):
 
 def wanted(machine: Machine, requirements: Any = REQUIRED, **more: Any) -> provision.Wanted:
     more.setdefault("source", Source(wheels=str(machine.index)))
+    base = str(more.pop("cache_on", ""))
+    if base:
+        more["storage"] = {"runtime_base": base, "hf_home": "", "modelscope_cache": ""}
     return provision.Wanted(str(machine.root), requirements, **more)
 
 
@@ -101,20 +118,56 @@ def test_a_torch_with_a_build_of_its_own_stays(tmp_path, monkeypatch, tool):
 def test_a_package_that_wants_another_torch_does_not_get_one(machine, tool):
     wheel(machine.index, "greedy", "1.0", ["torch>=50"])
     asked = wanted(machine, {"torch": ">=2.6", "greedy": ""})
-    if tool == "pip":
-        with pytest.raises(TrainError, match=r"torch|ResolutionImpossible"):
-            carry_out(asked)
-    else:  # it isn't told of torch
+    with pytest.raises(TrainError) as caught:
         carry_out(asked)
+    assert caught.value.message == (
+        "greedy needs torch>=50, and the torch 2.13.0 that is there is never replaced."
+    )
+    assert "provision_python" in caught.value.hint
+    for name in ("torch*", "greedy*"):
+        assert not list(site_packages(machine.venv).glob(name))
+
+
+def installed_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> Machine:
+    """A machine whose torch was really installed, from a wheel."""
+    machine = Machine(tmp_path, monkeypatch, torch="")
+    image = wheel(tmp_path / "image wheels", "torch", version)
+    command = [UV, "pip", "install", "--python", machine.python, "--no-index", str(image)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert imported(machine.python, "torch") == version
+    return machine
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    kept = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {str(path): path.read_bytes() for path in kept}
+
+
+@pytest.mark.parametrize("version", ["2.5.1", "3.0.0"])
+def test_a_torch_that_was_installed_and_will_not_do_is_left_as_it_is(
+    tmp_path, monkeypatch, tool, version
+):
+    machine = installed_torch(tmp_path, monkeypatch, version)
+    before = bytes_of(machine.image)
+    words = rf"torch {version} of .* is not >=2.6,<3, and a torch that is there is never replaced"
+    for act in (provision.look, carry_out):
+        with pytest.raises(TrainError, match=words):
+            act(wanted(machine, {"torch": ">=2.6,<3", "small-thing": ">=1,<2"}))
+    assert bytes_of(machine.image) == before
+    assert not machine.venv.exists()
+
+
+def test_what_is_installed_fits_the_torch_that_was_installed(tmp_path, monkeypatch, tool):
+    """Not the newest of a package, which wants another torch, but one that takes this."""
+    machine = installed_torch(tmp_path, monkeypatch, "2.13.0+cu128")
+    before = bytes_of(machine.image)
+    wheel(machine.index, "picky", "1.0", ["torch<3"])
+    wheel(machine.index, "picky", "2.0", ["torch>=50"])
+    answer = carry_out(wanted(machine, {"torch": ">=2.6", "picky": ">=1"}))
+    assert answer["python"]["packages"] == {"torch": "2.13.0+cu128", "picky": "1.0"}
+    assert imported(answer["python"]["path"], "torch") == "2.13.0+cu128"
     assert not list(site_packages(machine.venv).glob("torch*"))
-
-
-def test_a_torch_that_is_too_old_is_not_replaced_and_that_is_said(tmp_path, monkeypatch):
-    machine = Machine(tmp_path, monkeypatch, torch="2.5.1")
-    before = machine.contents()
-    with pytest.raises(TrainError, match=r"torch 2.5.1 of .* is not >=2.6, and .* never replaced"):
-        provision.look(wanted(machine))
-    assert machine.contents() == before
+    assert bytes_of(machine.image) == before
 
 
 def test_a_venv_that_was_half_made_is_gone_on_with(machine, tool):
@@ -210,15 +263,29 @@ def test_uv_asks_the_index_that_pip_is_set_up_with(monkeypatch, tmp_path):
     assert named["UV_CACHE_DIR"] == "/data/cache/uv"
 
 
-def test_an_index_may_hold_a_password_and_is_on_no_command_line(machine, monkeypatch):
-    commands = []
-    monkeypatch.setattr(programs, "run", lambda command, *_args, **_more: commands.append(command))
-    monkeypatch.setattr(installer, "find_uv", lambda _base: "")
-    url = "https://user:s3cret@mirror/simple"
-    installer.install(machine.python, machine.python, ["x"], "", Source(url), pip="/pip.whl")
-    assert commands
-    assert "s3cret" not in str(commands)
-    assert installer.pip_environment(Source(url), "")["PIP_INDEX_URL"] == url
+def test_an_index_may_hold_a_password_and_it_is_nowhere(machine, tool, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        Log, "log_request", lambda *_: seen.append(b"s3c" + b"ret" in command_lines())
+    )
+    simple_index(tmp_path / "served", machine.index)
+    asked = wanted(machine, cache_on=tmp_path / "data")
+    with served(tmp_path / "served") as server:
+        url = f"http://user:s3cret@127.0.0.1:{server.server_port}/simple"
+        asked = dataclasses.replace(asked, source=Source(url))
+        answer = carry_out(asked)
+        # A package that isn't there is told with the index's address.
+        more = dataclasses.replace(asked, requirements={**REQUIRED, "no-such-thing": ""})
+        with pytest.raises(TrainError) as caught:
+            carry_out(more)
+    assert answer["python"]["missing"] == []
+    assert any(authorization for _, authorization in server.asked)
+    assert seen
+    assert not any(seen)
+    assert "s3cret" not in detached.scrubbed(str(caught.value) + str(answer))
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"s3cret" not in path.read_bytes(), path
 
 
 @pytest.mark.parametrize("content", [None, "readme.txt"])
@@ -276,13 +343,50 @@ def test_a_named_python_that_is_not_there(machine):
         provision.look(wanted(machine, python="/nowhere/python"))
 
 
-def test_an_installation_that_fails_says_why(machine, tool):
-    with pytest.raises(TrainError) as caught:
-        carry_out(wanted(machine, {"torch": ">=2.6", "no-such-thing": ">=1"}))
+def test_an_installation_that_fails_says_why(machine, tool, tmp_path):
+    simple_index(tmp_path / "served", machine.index)
+    with served(tmp_path / "served") as server:
+        source = Source(f"http://127.0.0.1:{server.server_port}/simple")
+        asked = wanted(machine, {"torch": ">=2.6", "no-such-thing": ">=1"}, source=source)
+        with pytest.raises(TrainError) as caught:
+            carry_out(asked)
     assert caught.value.message.startswith("Installing no-such-thing>=1 failed: ")
     assert "no-such-thing" in caught.value.message.partition("failed: ")[2]
     assert "provision_wheels" in caught.value.hint
     assert caught.value.category == "infra"
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "needs", "held"),
+    [
+        ("no-such-thing", "no-such-thing>=1", [], []),
+        ("upper-one", "absent-thing>=3,<4", ["absent-thing<4,>=3"], []),
+        ("old-one", "old-one>=2", [], ["old_one-1.0-py3-none-any.whl"]),
+        ("native", "native>=1", [], ["native-2.0-cp36-cp36m-macosx_10_9_x86_64.whl"]),
+        ("foreign", "foreign>=1", [], ["foreign-2.0-py3-none-win_amd64.whl"]),
+    ],
+)
+def test_a_folder_that_lacks_a_wheel_is_told_which(machine, tool, name, asked, needs, held):
+    folder = machine.index
+    if needs:
+        wheel(folder, name, "2.0", needs)
+    for file in held:
+        made = wheel(folder, name, file.split("-")[1])
+        made.rename(folder / file)
+    bounds = "" if needs else asked.removeprefix(name)
+    with pytest.raises(TrainError) as caught:
+        carry_out(wanted(machine, {"torch": ">=2.6", name: bounds}))
+    version = f"Python {sys.version_info[0]}.{sys.version_info[1]} on linux-"
+    message, hint = caught.value.message, caught.value.hint
+    asked_for = re.escape(asked) if not needs else r"absent-thing(>=3,<4|<4,>=3)"
+    start = rf"provision_wheels \({re.escape(str(folder))}\) has no wheel of {asked_for} for "
+    assert re.match(start + re.escape(version), message), message
+    for file in held:
+        assert message.endswith(f"; of that package it has {file}.")
+    assert version in hint
+    assert re.search(rf"pip download .* '?{asked_for}'?$", hint), hint
+    assert "index" not in hint
+    assert caught.value.category == "ops"
 
 
 @pytest.mark.parametrize(
@@ -309,6 +413,106 @@ def test_a_program_that_is_not_there_and_a_full_disk():
     with pytest.raises(TrainError) as caught:
         programs.run(["sh", "-c", script], "It failed", "A hint.")
     assert "runtime_base" in caught.value.hint
+
+
+# Disks
+
+
+def large(folder: Path) -> None:
+    """A package that takes some room."""
+    path = wheel(folder, "large-thing", "1.0")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("large_thing.bin", os.urandom(3_000_000))
+
+
+def test_a_disk_that_an_installation_fills_is_named(machine, tool, tmp_path):
+    large(machine.index)
+    with small_disk("size=1m") as disk:
+        asked = wanted(machine, {"torch": ">=2.6", "large-thing": ""})
+        with pytest.raises(TrainError) as caught:
+            carry_out(dataclasses.replace(asked, root=str(disk)))
+        assert caught.value.message == (
+            f"The packages can't be installed: the disk of {disk / pythons.VENV} is full."
+        )
+        assert caught.value.hint == "Free some space there, or choose another project_root."
+        assert caught.value.category == "infra"
+
+
+def test_a_disk_that_the_downloads_fill_is_named(machine, tmp_path, monkeypatch):
+    """uv's, that is: pip does without a cache that takes nothing."""
+    monkeypatch.setattr(installer, "find_uv", lambda _base: UV)
+    large(machine.index)
+    simple_index(tmp_path / "served", machine.index)
+    with small_disk("size=1m") as disk, served(tmp_path / "served") as server:
+        source = Source(f"http://127.0.0.1:{server.server_port}/simple")
+        lacking = {"torch": ">=2.6", "large-thing": ""}
+        asked = wanted(machine, lacking, source=source, cache_on=disk)
+        with pytest.raises(TrainError) as caught:
+            carry_out(asked)
+        assert f"the disk of {disk}/cache is full" in caught.value.message
+        assert "runtime_base" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [("ro", "can only be read"), ("nr_inodes=3", "full")]
+)
+def test_a_disk_that_takes_no_venv_is_named(machine, options, words):
+    with small_disk(options) as disk:
+        with pytest.raises(TrainError) as caught:
+            installer.make_venv(machine.python, str(disk / "venv"))
+        assert f"the disk of {disk / 'venv'} " in caught.value.message
+        assert words in caught.value.message
+        assert "project_root" in caught.value.hint
+        assert caught.value.category == "infra"
+
+
+# What check mode says, and what the run then does
+
+
+PAST = {"makes": "made", "installs": "installed", "keeps": "kept", "links": "linked"}
+PAST |= {"fetches": "fetched"}
+
+
+def past(step: str) -> str:
+    verb, rest = step.split(" ", 1)
+    return f"{PAST[verb]} {rest}"
+
+
+@pytest.mark.parametrize("there", ["nothing", "models", "half a venv", "all but a package"])
+def test_what_check_mode_says_is_what_the_run_does(machine, tool, tmp_path, monkeypatch, there):
+    wheel(machine.index, "other-thing", "2.0")
+    asked = wanted(machine, {**REQUIRED, "other-thing": ">=1"}, cache_on=tmp_path / "data")
+    model = {"name": "a/b", "revision": "main", "modelscope": False}
+    asked = dataclasses.replace(asked, models=[model])
+    fetched = []
+    monkeypatch.setattr(provision, "fetch", lambda _w, model, *_: fetched.append(model) or "/x")
+    if there == "models":
+        (machine.root / "models").mkdir(parents=True)
+    if there == "half a venv":
+        installer.make_venv(machine.python, str(machine.venv))
+    if there == "all but a package":
+        carry_out(dataclasses.replace(asked, requirements=REQUIRED))
+        fetched.clear()
+    before = machine.contents()
+    outlook = provision.look(asked)
+    assert machine.contents() == before
+    answer = carry_out(asked)
+    said = [re.sub(r"backup-\d{8}T\d{6}Z$", "backup-*", line) for line in answer["done"]]
+    assert said == [past(step) for step in outlook.steps]
+    assert answer["installed"] == outlook.install
+    # And it was so.
+    own = {path.name.split("-")[0] for path in site_packages(machine.venv).glob("*.dist-info")}
+    assert own == {"small_thing", "other_thing"}
+    if there == "all but a package":
+        assert outlook.install == ["other-thing>=1"]
+        assert outlook.steps[0] == "installs other-thing>=1 into the venv in " + pythons.VENV
+    assert fetched == outlook.fetch == [model]
+    assert os.readlink(machine.root / "models") == str(tmp_path / "data/models")
+    assert bool(list(machine.root.glob("models.backup-*"))) is (there == "models")
+    # Then there is nothing left, and the run does nothing.
+    again = dataclasses.replace(asked, models=[])
+    assert provision.look(again).steps == []
+    assert carry_out(again)["changed"] is False
 
 
 # Which Python the venv is made from

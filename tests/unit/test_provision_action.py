@@ -62,7 +62,7 @@ class Action(action.ActionModule):
         return found
 
     def _command(self, _line: str) -> str:
-        return f"\x1d{json.dumps(self._polls.pop(0))}\x1e"
+        return f"\x1d{json.dumps(self._polls.pop(0))}\x1e0\x1e"
 
 
 MODEL = {"model_name_or_path": "models/mine", "model_revision": "main", "use_modelscope": False}
@@ -119,7 +119,7 @@ def test_other_work_is_waited_for_and_then_ones_own_is_done():
     result = made.act({})
     assert result["done"] == ["fetched a/b"]
     assert len({call["token"] for call in made.calls}) == 1
-    assert any("Other provisioning" in line for line in made.said)
+    assert any("Earlier provisioning" in line for line in made.said)
     assert not any("WRONG" in line for line in made.said)
 
 
@@ -229,3 +229,71 @@ def test_the_newest_pip_is_sent_by_its_number(tmp_path, monkeypatch):
     monkeypatch.setattr(action.sysconfig, "get_config_var", lambda _name: str(tmp_path))
     assert Path(action._own_pip()).name == "pip-25.10-py3-none-any.whl"
     assert detached.FOLDER in provision.INCOMING
+
+
+def test_earlier_work_is_told_with_its_age_and_how_to_end_it():
+    status = work(
+        "t", pid=4711, started_at=100.0, heartbeat=175.0, progress={"text": "making a venv"}
+    )
+    what, how = action.other(status)
+    assert what == (
+        "  Earlier provisioning still runs on the host, process 4711, for 1:15 now: making a venv"
+    )
+    assert how.endswith("To end it instead, on the host: kill 4711")
+    # Its process is known a moment after it has begun.
+    assert "process" not in action.other(work("t", started_at=1.0))[0]
+    assert detached.FOLDER in action.other(work("t", started_at=1.0))[1]
+
+
+def checked(answer: Any, tmp_path: Path, **given: Any) -> Action:
+    made = Action([answer], [], wheels=str(tmp_path / "wheels") if tmp_path else "", **given)
+    made._check = True
+    made.act({})
+    return made
+
+
+def test_check_mode_says_what_would_be_sent(tmp_path, monkeypatch):
+    wheel(tmp_path / "wheels", "one", "1.0")
+    wheel(tmp_path / "wheels", "two", "1.0")
+    pip = tmp_path / "pip-25.3-py3-none-any.whl"
+    pip.write_bytes(bytes(2_000_000))
+    monkeypatch.setattr(action, "_own_pip", lambda: str(pip))
+    lacking = {**LEFT, "installed": ["one"], "needs_pip": True}
+    made = checked(lacking, tmp_path)
+    assert len(made.calls) == 1
+    assert [line.split(",")[0] for line in made.said] == [
+        "  sends 2 wheels",
+        "  sends pip-25.3-py3-none-any.whl",
+        "  fetches the model a/b",
+    ]
+    # A pip that is among the wheels needn't be sent, nor anything to a host that lacks nothing.
+    pip.rename(tmp_path / "wheels" / pip.name)
+    assert [line.split(",")[0] for line in checked(lacking, tmp_path).said] == [
+        "  sends 3 wheels",
+        "  fetches the model a/b",
+    ]
+    assert checked(READY, tmp_path).said == []
+    # What the run would refuse is refused.
+    for path in (tmp_path / "wheels").iterdir():
+        path.unlink()
+    with pytest.raises(TrainError, match="holds no"):
+        checked(lacking, tmp_path)
+    # Nor would the run begin at once where another one is at work.
+    busy = checked({**LEFT, "status": work("theirs", pid=7)}, Path())
+    assert busy.said[0].startswith("  Earlier provisioning still runs on the host, process 7")
+
+
+def test_a_folder_that_was_sent_is_named_as_the_person_knows_it(tmp_path):
+    wheel(tmp_path, "one", "1.0")
+
+    def ended(arguments: Any) -> Any:
+        error = {"msg": f"provision_wheels ({arguments['wheels']}) has no wheel of two."}
+        error |= {"hint": f"Add it to {arguments['wheels']}.", "category": "ops"}
+        return {**READY, "status": work(arguments["token"], state="failed", error=error)}
+
+    made = Sending([{**LEFT, "installed": ["one", "two"]}, ended], [])
+    made._given["wheels"] = str(tmp_path)
+    with pytest.raises(TrainError) as caught:
+        made.act({})
+    assert caught.value.message == f"provision_wheels ({tmp_path}) has no wheel of two."
+    assert caught.value.hint == f"Add it to {tmp_path}."

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from remote_train import live, stop, stop_request, supervisor
+from remote_train import live, processes, stage_record, stop, stop_request
 from remote_train.errors import TrainError
 from tests.unit.stage_host import RUN, Host
 
@@ -141,8 +141,8 @@ def test_a_supervisor_kills_by_itself_when_whoever_asked_is_gone(host):
 
 def test_a_supervisor_of_before_that_does_not_kill(host, monkeypatch):
     monkeypatch.setattr(stop, "KILLED_WITHIN", 0.2)
-    path = host.engine / "remote_train" / "supervisor.py"
-    path.write_text(path.read_text().replace("time.monotonic() > self.kill_at", "False"))
+    path = host.engine / "remote_train" / "stage_run.py"
+    path.write_text(path.read_text().replace("time.monotonic() > self._kill_at", "False"))
     started(host, f"trap '' TERM\n{SCRIPT}")
     assert stopped(host, grace=1)["killed"]
     assert_recorded(host, killed=True)
@@ -192,7 +192,7 @@ def test_a_signal_goes_to_the_process_on_record_alone(monkeypatch, sender, pidfd
         def refuse(_pid):
             raise OSError(38, "Function not implemented")
 
-        monkeypatch.setattr(stop.os, "pidfd_open", refuse)
+        monkeypatch.setattr(processes.os, "pidfd_open", refuse)
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
         who = live.identity(process.pid)
         for change in ({"start_time": 1}, {"boot_id": "x"}, {"pid": 1}, {"pid": 0}, {"pid": "2"}):
@@ -242,7 +242,7 @@ def test_what_it_leaves_running_is_named(host, monkeypatch):
 def test_a_record_is_not_left_for_another_start(host):
     host.trained()
     before = host.status()
-    assert supervisor.close(str(host.root), "another", {}, False)
+    assert stage_record.close(str(host.root), "another", {}, False)
     assert host.status() == before
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from remote_train import storage
 from remote_train.errors import TrainError
+from tests.unit.small_disk import small_disk
 
 
 class Disk:
@@ -179,3 +180,26 @@ def test_a_disk_that_refuses_is_named(tmp_path):
     with pytest.raises(TrainError, match=r"file/data can't be made: Not a directory") as caught:
         storage.make(str(tmp_path / "project"), str(tmp_path / "file" / "data"))
     assert "runtime_base" in caught.value.hint
+
+
+def test_a_disk_that_is_full_or_can_only_be_read_is_told_with_what_to_change(tmp_path):
+    project = str(tmp_path / "project")
+    for options, words, hint in (
+        ("ro", "Read-only file system", "this user can write to."),
+        ("nr_inodes=2", "there is no room on the target's disk", "or free some space there."),
+    ):
+        with small_disk(options) as place:
+            base = str(place / "data")
+            with pytest.raises(TrainError) as caught:
+                storage.make(project, base)
+            assert caught.value.message.startswith(base)
+            assert caught.value.message.endswith(f" can't be made: {words}.")
+            assert caught.value.hint.startswith("Set runtime_base to a folder on a disk that")
+            assert caught.value.hint.endswith(hint)
+            assert caught.value.category == "infra"
+            # Where it is the project's own disk, another data disk is no help.
+            with pytest.raises(TrainError) as caught:
+                storage.make(str(place), str(tmp_path / "data"))
+            assert "runtime_base" not in caught.value.hint
+            assert words in caught.value.message
+            assert caught.value.category == "infra"

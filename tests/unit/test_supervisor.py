@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from remote_train import fingerprint, launch, live, pythons
+from remote_train import fingerprint, launch, live, processes, pythons
 from remote_train.errors import TrainError
 from tests.unit.stage_host import BENCHMARK, FIRST, RUN, TRAIN, Host, load_yaml, put, stage_of
 
@@ -391,34 +391,128 @@ def test_a_stage_that_failed_runs_again(host):
 
 
 def test_a_training_that_is_killed_says_so(host):
-    host.start({"wait": True})
+    host.start({"wait": True}, stage_retries=0)
     kill(host.wait(lambda status: status["progress"].get("step"))["child"]["pid"])
     status = host.finish()
     assert status["state"] == "failed"
+    assert status["kind"] == "signal"
     assert status["error"]["symptom"] == "The training was killed by SIGKILL."
     assert status["error"]["category"] == "infra"
     assert "memory" in status["error"]["cause"]
     assert host.marker() is None
 
 
-def test_when_the_supervisor_is_killed_no_second_training_starts_beside_the_first(host):
+def gone(pid: int) -> bool:
+    return not processes.is_process(live.identity(pid))
+
+
+def test_when_the_supervisor_is_killed_another_one_follows_its_training(host):
     host.start({"wait": True})
     status = host.wait(lambda status: status["progress"].get("step"))
     kill(status["pid"])
-    host.until(lambda: not Path(f"/proc/{status['pid']}/cmdline").read_bytes())
+    host.until(lambda: gone(status["pid"]))
     assert live.is_held(str(host.root))
-    for mark in ("t1", "t2"):
-        assert host.start({}, mark=mark)["outcome"] in ("attached", "busy")
-    assert live.running(str(host.root))["pid"] == status["pid"]
+    answer = host.start({}, mark="t2")
+    assert answer["outcome"] == "busy"
+    assert answer["status"]["pid"] != status["pid"]
+    assert answer["status"]["child"] == status["child"]
+    (note,) = answer["notes"]
+    assert f"(process {status['pid']}) was killed, and its training goes on" in note
+    assert host.start({}, mark="t1")["notes"] == []
     assert host.starts() == ["train"]
-    # When the training has ended, nobody says that it is done: it trains again.
+    (host.root / "go_on").touch()
+    ended = host.finish()
+    assert (ended["state"], ended["token"], ended["started"]) == ("done", "t1", status["started"])
+    assert host.marker()["status"] == "done"
+    assert host.start({}, mark="t3")["outcome"] == "skipped"
+    host.until(lambda: gone(status["child"]["pid"]))
+    assert host.starts() == ["train"]
+
+
+def test_whoever_attaches_finds_a_supervisor_that_lives(host):
+    root = str(host.root)
+    host.start({"wait": True})
+    status = host.wait(lambda status: status["progress"].get("step"))
+    answer = launch.attach(root, {})
+    assert (answer["status"]["pid"], answer["notes"]) == (status["pid"], [])
+    kill(status["pid"])
+    host.until(lambda: gone(status["pid"]))
+    answer = launch.attach(root, {})
+    assert answer["status"]["pid"] != status["pid"]
+    assert len(answer["notes"]) == 1
+    (host.root / "go_on").touch()
+    assert host.finish()["state"] == "done"
+    assert launch.attach(root, {})["status"]["state"] == "done"
+
+
+def test_a_training_that_is_killed_after_its_supervisor_is_tried_again(host):
+    host.start({"wait": True})
+    status = host.wait(lambda status: status["progress"].get("step"))
+    kill(status["pid"])
+    host.until(lambda: gone(status["pid"]))
+    host.start({"wait": True}, mark="t1")
     kill(status["child"]["pid"])
-    host.until(lambda: not live.is_held(str(host.root)))
-    assert live.running(str(host.root)) is None
-    assert host.marker() is None
-    assert host.start({}, mark="t3")["outcome"] == "started"
+    host.wait(lambda now: now["attempt"] == 2 and now["progress"].get("step"))
+    (host.root / "go_on").touch()
     assert host.finish()["state"] == "done"
     assert host.starts() == ["train", "train"]
+    assert host.issues()[0]["symptom"].startswith("The training ended without a word")
+
+
+def test_what_a_training_finished_without_its_supervisor_is_not_trained_again(host):
+    host.start({"wait": True})
+    status = host.wait(lambda status: status["progress"].get("step"))
+    kill(status["pid"])
+    host.until(lambda: gone(status["pid"]))
+    (host.root / "go_on").touch()
+    # It has no more input, and so ends by itself.
+    host.until(lambda: gone(status["child"]["pid"]))
+    assert host.marker() is None
+    answer = host.start({}, mark="t2")
+    assert answer["outcome"] == "skipped"
+    (note,) = answer["notes"]
+    assert "its training had finished, and that is kept" in note
+    assert host.marker()["metrics"] == {"train_loss": 0.5}
+    assert host.starts() == ["train"]
+    (issue,) = host.issues()
+    assert (issue["severity"], issue["status"], issue["symptom"]) == ("warning", "handled", note)
+    assert host.states() == {".stage_style_done"}
+    assert host.status()["state"] == "done"
+    assert host.start({}, mark="t3")["notes"] == []
+
+
+def test_what_it_finished_before_the_host_was_started_anew_is_not_taken_for_whole(host):
+    """Nothing of it may have reached the disk."""
+    host.start({"wait": True})
+    status = host.wait(lambda status: status["progress"].get("step"))
+    kill(status["pid"])
+    (host.root / "go_on").touch()
+    host.until(lambda: gone(status["pid"]) and gone(status["child"]["pid"]))
+    path = live.path(str(host.root), "status.json")
+    Path(path).write_text(json.dumps({**host.status(), "boot_id": "another"}))
+    answer = host.start({}, mark="t2")
+    assert answer["outcome"] == "started"
+    assert "the host was started anew since; its lock is taken over" in answer["notes"][0]
+    assert host.finish()["state"] == "done"
+    assert host.starts() == ["train", "train"]
+
+
+def test_both_killed_at_once_leave_a_lock_that_is_taken_over_and_said(host):
+    host.start({"wait": True})
+    status = host.wait(lambda status: status["progress"].get("step"))
+    kill(status["pid"])
+    kill(status["child"]["pid"])
+    host.until(lambda: not live.is_held(str(host.root)))
+    (host.root / "go_on").touch()
+    answer = host.start({}, mark="t2")
+    assert answer["outcome"] == "started"
+    (note,) = answer["notes"]
+    assert f"process {status['pid']} since {status['started']}" in note
+    assert "its supervisor was killed; its lock is taken over" in note
+    assert host.finish()["state"] == "done"
+    (issue,) = host.issues()
+    assert issue["symptom"].startswith("The stage style ended without a word")
+    assert note in issue["cause"]
 
 
 @pytest.mark.parametrize("minds", [True, False])
@@ -508,7 +602,7 @@ def test_its_marker_skips_it_and_its_words_run_it_again(host):
     ids=str,
 )
 def test_a_command_that_fails(host, command, category, symptom, hint):
-    host.start(stage_command=command)
+    host.start(stage_command=command, stage_retries=0)
     status = host.finish()
     assert status["state"] == "failed"
     assert status["error"]["category"] == category
@@ -582,7 +676,7 @@ def full(host):
 
 def patient_for(host: Host, seconds: float) -> None:
     """Let the supervisor wait for room so long."""
-    supervisor = host.engine / "remote_train" / "supervisor.py"
+    supervisor = host.engine / "remote_train" / "stage_run.py"
     text = supervisor.read_text()
     assert "ROOM_WITHIN = 600.0" in text
     supervisor.write_text(text.replace("ROOM_WITHIN = 600.0", f"ROOM_WITHIN = {seconds}"))
@@ -605,10 +699,10 @@ def test_a_disk_that_is_full_for_a_while_does_not_end_a_training(host, full):
 def test_what_came_out_is_kept_as_soon_as_there_is_room(host, full):
     warning = {"symptom": "2 chats were cut.", "cause": "C", "action": "A", "category": "data"}
     host.start({"wait": True, "result": {"warnings": [warning]}})
-    child = host.wait(lambda status: status["progress"].get("step"))["child"]["pid"]
+    host.wait(lambda status: status["progress"].get("step"))
     full.touch()
     (host.root / "go_on").touch()
-    host.until(lambda: not Path(f"/proc/{child}").exists())
+    host.until(lambda: host.log().endswith("ends\n"))
     time.sleep(0.3)
     assert host.status()["state"] == "running"
     full.unlink()
@@ -697,6 +791,8 @@ def test_a_stage_that_fails_at_once_is_no_supervisor_that_did_not_start(tmp_path
     put(tmp_path, {f"{live.FOLDER}/supervisor.log": b""})
 
     class QuickEnd:
+        pid = 1
+
         def poll(self) -> int:
             status.write_text('{"token": "t1", "state": "failed"}')
             return 1

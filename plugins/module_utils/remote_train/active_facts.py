@@ -67,6 +67,10 @@ class Facts:
         error = self.part(name).get("error")
         return Verdict(FAIL, str(error), expected, action) if error else None
 
+    def broken(self, name: str) -> bool:
+        """Whether a part was begun and gave nothing to judge: it hung, died, or raised an error."""
+        return name in self.hung or name in self.died or bool(self.part(name).get("error"))
+
     def _not_reached(self, name: str) -> str:
         kind = "torch" if name in REACHED["torch"] else "model"
         for stuck, word in ((self.hung, "hung"), (self.died, "broke")):
@@ -76,11 +80,17 @@ class Facts:
         return "not reached"
 
     def no_gpu(self, expected: str) -> Verdict | None:
-        """The verdict of a check that needs a GPU, where torch sees none."""
+        """The verdict of a check that needs a GPU, where torch sees none; another one says why."""
+        if self.broken("cuda"):
+            return Verdict(SKIPPED, "torch can't ask for the GPUs, see torch_cuda", expected)
         if "cuda" in self.found and not self.part("cuda").get("available"):
-            return Verdict(SKIPPED, "torch sees no GPU", expected)
-        if self.python and self.part("torch").get("error"):
-            return Verdict(SKIPPED, "torch can't be imported", expected)
+            return Verdict(SKIPPED, "torch sees no GPU, see torch_cuda", expected)
+        return self.no_torch(expected)
+
+    def no_torch(self, expected: str) -> Verdict | None:
+        """The verdict of a check that needs torch, where it can't be imported."""
+        if self.broken("torch"):
+            return Verdict(SKIPPED, "torch can't be imported, see torch", expected)
         return None
 
 

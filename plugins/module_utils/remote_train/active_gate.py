@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from .gate_model import (
     Finding,
     Verdict,
     any_of,
+    each_once,
     quantity,
 )
 from .memory_need import GIB
@@ -43,9 +45,7 @@ def cpu_product(facts: Facts) -> Verdict:
     """Whether matrix products on the processor, in float32 and bfloat16, are right."""
     expected = "every place of the result right"
     action = "Don't train here: take another machine, or another build of torch."
-    if facts.part("torch").get("error"):
-        return Verdict(SKIPPED, "torch can't be imported", expected)
-    trouble = facts.trouble("cpu_products", expected, action)
+    trouble = facts.no_torch(expected) or facts.trouble("cpu_products", expected, action)
     return trouble or _judge_products({"processor": facts.found["cpu_products"]}, expected, action)
 
 
@@ -69,9 +69,7 @@ def torch_cuda(facts: Facts) -> Verdict:
         "See with `nvidia-smi` whether the driver answers; where it does, this torch doesn't fit "
         "it: take another image, or name another Python with provision_python."
     )
-    if facts.part("torch").get("error"):
-        return Verdict(SKIPPED, "torch can't be imported", expected)
-    trouble = facts.trouble("cuda", expected, action)
+    trouble = facts.no_torch(expected) or facts.trouble("cuda", expected, action)
     if trouble:
         return trouble
     if facts.part("cuda").get("available"):
@@ -91,8 +89,9 @@ def torch_driver(facts: Facts) -> Verdict:
     expected = "a CUDA that the driver runs, and code for the GPU"
     action = "Take an image with a newer driver, or a torch that is built for an older CUDA."
     found = facts.part("torch")
-    if not facts.python or "version" not in found:
-        return facts.trouble("torch", expected, action) or Verdict(UNKNOWN, "not known", expected)
+    stop = facts.no_torch(expected) or facts.trouble("torch", expected, action)
+    if stop:
+        return stop
     if not found.get("cuda"):
         return Verdict(SKIPPED, f"torch {found.get('version')} is built without CUDA", expected)
     built = f"torch {found['version']} for CUDA {found['cuda']}"
@@ -177,49 +176,91 @@ def gpu_bandwidth(facts: Facts) -> Verdict:
     return Verdict(OK, seen, expected)
 
 
-_Judge = Callable[[Base, dict[str, Any]], Verdict]
+_Judge = Callable[[int, Base, dict[str, Any]], Verdict]
 
 
-def _each_base(facts: Facts, kind: str, expected: str, action: str, judge: _Judge) -> Verdict:
-    """The worst verdict over all base models; ok, with all that was seen, where all are well."""
+def _each_base(
+    facts: Facts, check: str, part: str, texts: tuple[str, str], judge: _Judge
+) -> Verdict:
+    """The worst verdict over all base models; ok, with all that was seen, where all are well.
+
+    :param check: the check's name.
+    :param part: the beginning of the name of the part that is judged.
+    :param texts: what is expected, and what to do where there is nothing to judge.
+    """
+    expected, action = texts
     if not facts.bases:
         return Verdict(SKIPPED, "no stage of this project's own training runs", expected)
     if not facts.python:
         return Verdict(UNKNOWN, "no Python for the training yet: provisioning makes one", expected)
-    if facts.part("transformers").get("error"):
-        seen = f"transformers: {facts.part('transformers')['error']}"
-        return Verdict(FAIL, seen, expected, "Let provisioning make a Python (--tags provision).")
     found = []
     for number, base in enumerate(facts.bases):
-        if not base.folder:
+        cause = _cause(facts, number, base, check)
+        if cause:
+            verdict = Verdict(SKIPPED, cause, expected)
+        elif not base.folder:
             away = f"{base.name} is not on the host yet: provisioning fetches it"
             verdict = Verdict(UNKNOWN, away, expected)
-            if base.name.startswith(("/", ".", "~")):
-                verdict = Verdict(
-                    FAIL,
-                    f"{base.name} is not there",
-                    expected,
-                    "Set model_name_or_path to a folder on the GPU host, or to a name on the hub.",
-                )
         else:
-            name = f"{kind}:{number}"
-            verdict = facts.trouble(name, expected, action) or judge(base, facts.part(name))
+            name = f"{part}:{number}"
+            verdict = facts.trouble(name, expected, action) or judge(number, base, facts.part(name))
             if verdict.result == FAIL and base.name not in verdict.seen:
                 verdict = Verdict(FAIL, f"{base.name}: {verdict.seen}", expected, verdict.action)
         found.append(verdict)
     order = (FAIL, WARN, UNKNOWN, SKIPPED, OK)
     worst = min(found, key=lambda verdict: order.index(verdict.result))
     if worst.result == OK:
-        return Verdict(OK, "; ".join(verdict.seen for verdict in found), expected)
+        return Verdict(OK, "; ".join(each_once(verdict.seen for verdict in found)), expected)
     return worst
+
+
+def _cause(facts: Facts, number: int, base: Base, check: str) -> str:
+    """What another check has told already and this one depends on; empty where there is nothing."""
+    if check == "model_config":
+        return ""
+    tokens = facts.part(f"tokenizer:{number}")
+    broken = facts.broken(f"tokenizer:{number}")
+    causes = (
+        (facts.broken("transformers"), "transformers can't be imported, see model_config"),
+        (_missing(base), f"{base.name} is not there, see model_config"),
+        (
+            broken and facts.broken(f"config:{number}"),
+            f"the configuration of {base.name} can't be loaded, see model_config",
+        ),
+        (
+            broken and check != "tokenizer",
+            f"the tokenizer of {base.name} doesn't load, see tokenizer",
+        ),
+        (
+            check == "chat_tokens" and tokens.get("template") is False,
+            f"the tokenizer of {base.name} has no chat template, see chat_template",
+        ),
+    )
+    return next((words for holds, words in causes if holds), "")
+
+
+def _missing(base: Base) -> bool:
+    """Whether a base model is a folder that isn't there, and that nothing will bring."""
+    return not base.folder and base.name.startswith(("/", ".", "~"))
 
 
 def model_config(facts: Facts) -> Verdict:
     """Whether each base model is a language model that transformers knows, with its weights."""
     expected = "a causal language model in safetensors"
     action = "Copy or fetch the model anew; config, weights and tokenizer are all needed."
+    words = (
+        "See what `import transformers` says there, or let provisioning make a Python "
+        "(--tags provision)."
+    )
+    trouble = facts.trouble("transformers", expected, words)
+    if facts.bases and trouble and trouble.result == FAIL:
+        return dataclasses.replace(trouble, seen=f"transformers: {trouble.seen}")
+    for base in facts.bases:
+        if facts.python and _missing(base):
+            words = "Set model_name_or_path to a folder on the GPU host, or to a name on the hub."
+            return Verdict(FAIL, f"{base.name} is not there", expected, words)
 
-    def judge(base: Base, found: dict[str, Any]) -> Verdict:
+    def judge(_number: int, base: Base, found: dict[str, Any]) -> Verdict:
         if not found["causal"]:
             seen = f"{base.name} is of the type {found['type']}, which answers no chats"
             return Verdict(FAIL, seen, expected, "Name a causal language model.")
@@ -228,7 +269,7 @@ def model_config(facts: Facts) -> Verdict:
             return Verdict(FAIL, seen, expected, action)
         return Verdict(OK, f"{base.name}: {found['type']}", expected)
 
-    return _each_base(facts, "config", expected, action, judge)
+    return _each_base(facts, "model_config", "config", (expected, action), judge)
 
 
 def tokenizer(facts: Facts) -> Verdict:
@@ -236,13 +277,13 @@ def tokenizer(facts: Facts) -> Verdict:
     expected = "loads, as a fast one"
     action = "Copy or fetch the model anew: its tokenizer.json is needed."
 
-    def judge(base: Base, found: dict[str, Any]) -> Verdict:
+    def judge(_number: int, base: Base, found: dict[str, Any]) -> Verdict:
         if not found["fast"]:
             seen = f"{base.name} has a slow one, without offsets"
             return Verdict(FAIL, seen, expected, "Use a model that comes with a tokenizer.json.")
         return Verdict(OK, f"{found['words']} words", expected)
 
-    return _each_base(facts, "tokenizer", expected, action, judge)
+    return _each_base(facts, "tokenizer", "tokenizer", (expected, action), judge)
 
 
 def chat_template(facts: Facts) -> Verdict:
@@ -250,30 +291,48 @@ def chat_template(facts: Facts) -> Verdict:
     expected = "there, and takes every chat"
     action = "Use the instruct or chat variant of the model."
 
-    def judge(base: Base, found: dict[str, Any]) -> Verdict:
+    def judge(number: int, base: Base, found: dict[str, Any]) -> Verdict:
         if not found["template"]:
             return Verdict(FAIL, f"the tokenizer of {base.name} has none", expected, action)
-        number = facts.bases.index(base)
+        trouble = facts.trouble(f"lengths:{number}", expected, "")
+        if trouble:
+            why = ", see chat_tokens" if trouble.result == FAIL else f": {trouble.seen}"
+            return Verdict(UNKNOWN, f"there, but no chat was rendered{why}", expected)
+        files = facts.part(f"lengths:{number}")
         refused = [
             f"{file} line {line}: {why}"
-            for file, lengths in facts.part(f"lengths:{number}").items()
-            if isinstance(lengths, dict)
+            for file, lengths in files.items()
             for line, why in lengths.get("refused") or []
         ]
         if refused:
             words = "Write these chats in the form that the base model's template wants."
             return Verdict(FAIL, any_of(refused, 2), expected, words)
-        return Verdict(OK, "there", expected)
+        away = _not_there(files)
+        if away:
+            return Verdict(UNKNOWN, f"there, but {away}", expected)
+        tried, of = (sum(lengths[key] for lengths in files.values()) for key in ("chats", "of"))
+        if not tried:
+            return Verdict(SKIPPED, "there; no chat to render", expected)
+        chats = quantity(of, "chat")
+        seen = f"the {tried} longest of {chats}" if tried < of else f"all {chats}"
+        return Verdict(OK, f"renders {seen if of > 1 else 'the one chat'}", expected)
 
-    return _each_base(facts, "tokenizer", expected, action, judge)
+    return _each_base(facts, "chat_template", "tokenizer", (expected, action), judge)
+
+
+def _not_there(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which files of chats are yet to come; empty where all are there."""
+    away = [file for file, lengths in files.items() if lengths.get("missing")]
+    return f"{any_of(away, 2)} {'is' if len(away) == 1 else 'are'} not on the host yet" * bool(away)
 
 
 def chat_tokens(facts: Facts) -> Verdict:
     """Whether the longest chat of each stage fits into max_length, in tokens."""
-    expected = "within max_length"
+    limits = {int(stage["settings"]["max_length"]) for b in facts.bases for stage in b.stages}
+    expected = f"within max_length ({any_of(sorted(limits))})" if limits else "within max_length"
     action = "Raise max_length, or shorten these chats: they are cut at a turn."
 
-    def judge(base: Base, found: dict[str, Any]) -> Verdict:
+    def judge(_number: int, base: Base, found: dict[str, Any]) -> Verdict:
         over: list[str] = []
         longest = 0
         for stage in base.stages:
@@ -290,12 +349,18 @@ def chat_tokens(facts: Facts) -> Verdict:
                     )
         if over:
             return Verdict(WARN, any_of(over, 2), expected, action)
-        missing = [file for file, lengths in found.items() if lengths.get("missing")]
-        if missing:
-            return Verdict(UNKNOWN, f"{any_of(missing, 2)} is not on the host yet", expected)
+        refused = sum(len(lengths.get("refused") or []) for lengths in found.values())
+        if refused:
+            seen = f"{quantity(refused, 'chat')} can't be rendered, see chat_template"
+            return Verdict(SKIPPED, seen, expected)
+        away = _not_there(found)
+        if away:
+            return Verdict(UNKNOWN, away, expected)
+        if not any(lengths["chats"] for lengths in found.values()):
+            return Verdict(SKIPPED, "no chat to count", expected)
         return Verdict(OK, f"the longest has {longest} tokens", expected)
 
-    return _each_base(facts, "lengths", expected, action, judge)
+    return _each_base(facts, "chat_tokens", "lengths", (expected, action), judge)
 
 
 def model_memory(facts: Facts) -> Verdict:
@@ -378,4 +443,4 @@ CHECKS: tuple[Check[Facts], ...] = (
 
 def run_checks(facts: Facts, mode: str, silenced: Mapping[str, str]) -> list[Finding]:
     """The findings of all checks, in the order of the table."""
-    return gate.run_table(facts, mode, CHECKS, silenced)
+    return gate.run_table(facts, mode, CHECKS, silenced, facts.gpus)

@@ -14,7 +14,12 @@ from typing import Any
 
 
 def write_bytes(path: str, content: bytes, mode: int = 0o644) -> None:
-    """Replace ``path`` by ``content``, creating its folder when it is missing."""
+    """Replace ``path`` by ``content``, creating its folder when it is missing.
+
+    An empty folder in the file's place is replaced as well; one with something in it is kept.
+
+    :raises OSError: for such a folder, and where the disk takes no more.
+    """
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
@@ -24,7 +29,11 @@ def write_bytes(path: str, content: bytes, mode: int = 0o644) -> None:
             stream.flush()
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except IsADirectoryError:
+            os.rmdir(path)
+            os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import re
+import signal
 import threading
 import time
 import traceback
@@ -33,6 +34,7 @@ HEARTBEAT = 2.0
 RESERVE = 16 * 1024
 """Bytes that are kept back on the disk, so that a full one can still take the last status."""
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _PASSWORD = re.compile(r"//[^/\s]+@")
 
 
@@ -184,7 +186,7 @@ def _works(status: Mapping[str, Any]) -> bool:
 
 
 def _left_over(root: str) -> TrainError:
-    left = ", ".join(live.lock_holders(root)) or "a process of another user"
+    left = ", ".join(live.holders(path(root, "lock"))) or "a process of another user"
     return TrainError(
         f"Provisioning was ended, and something that it started is still running: {left}.",
         "Give the same command again when that has ended, or end it on the host: it holds "
@@ -263,6 +265,34 @@ def _leave(lock: int) -> None:  # pragma: no cover - in the child alone
     # What is run (programs.run) has it as well: one that outlives us still works in this place.
     os.set_inheritable(lock, True)
     os.chdir("/")
+    signal.signal(signal.SIGTERM, _ended_by_hand)
+
+
+def _ended_by_hand(number: int, _frame: object) -> None:  # pragma: no cover - in the child alone
+    """End the work, and with it what it runs, as an error of its own would."""
+    signal.signal(number, signal.SIG_IGN)
+    for pid in _children():
+        for kill in (os.killpg, os.kill):  # it leads a group, or is about to
+            with contextlib.suppress(OSError):
+                kill(pid, signal.SIGKILL)
+    raise TrainError(
+        "Provisioning was ended on the host.", "The same command goes on with it.", "ops"
+    )
+
+
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as stream:
+        return int(stream.read().rpartition(b")")[2].split()[1])
+
+
+def _children() -> list[int]:
+    """The processes that this one has started and that live."""
+    found = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            if _parent(int(name)) == os.getpid():
+                found.append(int(name))
+    return found
 
 
 def carry_out(reporter: Reporter, work: Work) -> int:
@@ -279,8 +309,9 @@ def carry_out(reporter: Reporter, work: Work) -> int:
                 f"The traceback is in {reporter.log_name} on the host.",
                 "infra",
             )
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                known = cannot("Provisioning ended", error)
+            if isinstance(error, OSError) and error.errno in _DISK:
+                name = error.filename2 or error.filename
+                known = cannot(f"{name} can't be written" if name else "Provisioning ended", error)
             ending = {"state": "failed", "error": reporter.error(known)}
     reporter.end(**ending)
     return 0 if ending["state"] == "done" else 1

@@ -27,6 +27,9 @@ from typing import Any
 PATIENCE = 600.0
 """Seconds without a new byte after which a fetch gives up."""
 
+SILENCE = 20.0
+"""Seconds that the hub gets to answer a question, where the library sets no limit."""
+
 KINDS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """What a model has beside its weights; no pickle, and no code."""
 
@@ -79,6 +82,22 @@ class Hub:
         self.of = 0
         self.shown = 0.0
         self.endpoint = str(self.constants.ENDPOINT)
+        self._limit_silence(min(SILENCE, patience))
+
+    def _limit_silence(self, seconds: float) -> None:
+        """See to it that no question waits for ever: the library (2.4) sets some no limit."""
+
+        def limit(request: Any) -> None:
+            limits = request.extensions.get("timeout") or {}
+            kinds = ("connect", "read", "write", "pool")
+            request.extensions["timeout"] = {kind: limits.get(kind) or seconds for kind in kinds}
+
+        def client() -> Any:
+            made = importlib.import_module("huggingface_hub.utils._http").default_client_factory()
+            made.event_hooks["request"].append(limit)
+            return made
+
+        self.library.set_client_factory(client)
 
     def fetch(self) -> str:
         """Bring the model into the cache; the folder of its snapshot."""
@@ -86,7 +105,14 @@ class Hub:
             return self._fetch()
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._full(str(error)) from error
+                raise self._full(str(error.strerror)) from error
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and not self._is_cut(error):
+                cache = os.path.expanduser(self.constants.HF_HUB_CACHE)
+                raise FetchError(
+                    f"The model {self.name} can't be kept in {cache}: {error.strerror}.",
+                    "Set runtime_base to a folder on a disk that this user can write to.",
+                    "infra",
+                ) from error
             raise self._words(error) from error
         except FetchError:
             raise
@@ -226,9 +252,10 @@ class Hub:
         return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore")
 
     def _full(self, cause: str) -> FetchError:
+        cache = os.path.expanduser(self.constants.HF_HUB_CACHE)
         return FetchError(
-            f"The disk has no room for the model {self.name}: {cause}.",
-            "Make room, or set runtime_base to a folder on a larger disk.",
+            f"The disk of {cache} has no room for the model {self.name}: {cause}.",
+            "Make room there, or set runtime_base to a folder on a larger disk.",
             "infra",
         )
 

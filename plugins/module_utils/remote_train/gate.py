@@ -13,15 +13,18 @@ from .gate_model import (
     FAIL,
     GPU,
     MODES,
-    OFF,
     OK,
     RESULTS,
     SKIPPED,
     STRICT,
+    UNKNOWN,
+    WARN,
     Check,
     Context,
     Finding,
     Looked,
+    any_of,
+    left_out,
     quantity,
 )
 from .text_table import text_table
@@ -46,25 +49,31 @@ def run_checks(
     checks: Sequence[Check[Context]] = CHECKS,
     silenced: Mapping[str, str] | None = None,
 ) -> list[Finding]:
-    """Run every check; under ``off`` those of the GPU are skipped and say why.
+    """Run every check; those of the GPU are skipped, and say why, where no GPU is to be looked at.
 
     :param silenced: the reasons for which checks are silenced, by name.
     :raises ValueError: for a mode that doesn't exist.
     """
-    return run_table(context, mode, checks, silenced or {})
+    return run_table(context, mode, checks, silenced or {}, context.limits.gpus)
 
 
 def run_table(
-    context: Looked, mode: str, checks: Sequence[Check[Looked]], silenced: Mapping[str, str]
+    context: Looked,
+    mode: str,
+    checks: Sequence[Check[Looked]],
+    silenced: Mapping[str, str],
+    gpus: int = 1,
 ) -> list[Finding]:
     """Run the checks of any table on what they look at, as :func:`run_checks` does.
 
+    :param gpus: how many GPUs the run asks for.
     :raises ValueError: for a mode that doesn't exist.
     """
     _known(mode)
+    no_gpu = left_out(mode, gpus)
     return [
-        Finding(check.name, check.scope, SKIPPED, "gpu_gate is off")
-        if mode == OFF and check.scope == GPU
+        Finding(check.name, check.scope, SKIPPED, no_gpu)
+        if no_gpu and check.scope == GPU
         else check.run(context, silenced.get(check.name, ""))
         for check in checks
     ]
@@ -106,8 +115,40 @@ def sentence(stopping: Sequence[Finding]) -> tuple[str, str]:
         return "", ""
     first = stopping[0]
     others = len(stopping) - 1
+    # What an estimate is made of stands in the table, behind a colon.
+    wanted = first.expected.split(": ")[0].rstrip(".")
+    expected = f"; expected: {wanted}" if wanted else ""
     more = f" (and {quantity(others, 'more check')} failed)" if others else ""
-    return f"The check {first.check} failed: {first.seen.rstrip('.')}{more}.", first.action
+    seen = first.seen.rstrip(".")
+    return f"The check {first.check} failed: {seen}{expected}{more}.", first.action
+
+
+def closing(findings: Sequence[Finding], mode: str, subject: str = "The machine") -> str:
+    """One sentence for a gate that lets the run go on; empty where it stops.
+
+    It says how many checks are ok, and names those that warn, and those that fail and stop
+    nothing.
+
+    :param subject: what passes.
+    """
+    if judge(findings, mode)[0]:
+        return ""
+    counts = count_results(findings)
+    well = f"{quantity(counts[OK], 'check')} ok"
+    well += f", {counts[UNKNOWN]} unknown" if counts[UNKNOWN] else ""
+    warned, failed = (
+        [finding.check for finding in findings if finding.result == result]
+        for result in (WARN, FAIL)
+    )
+    parts = []
+    if warned:
+        parts.append(f"{quantity(len(warned), 'warning')} ({any_of(warned, most=8)})")
+    if failed:
+        what = quantity(len(failed), "failed check")
+        names = any_of(failed, most=8)
+        parts.append(f"{what} of the GPU that gpu_gate: {mode} passes over ({names})")
+    passes = f"passes with {' and '.join(parts)}" if parts else "passes"
+    return f"{subject} {passes}; {well}."
 
 
 def table(findings: Iterable[Finding], everything: bool = False) -> str:

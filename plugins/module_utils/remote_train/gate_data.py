@@ -99,7 +99,24 @@ def data_leak(context: Context) -> Verdict:
     if bad:
         has = "has" if len(bad) == 1 else "have"
         return Verdict(UNKNOWN, f"{any_of(bad)} {has} problems, see data_files", expected)
+    apart = _apart(context)
+    if apart:
+        return Verdict(UNKNOWN, apart, expected)
     return Verdict(OK, "none", expected)
+
+
+def _apart(context: Context) -> str:
+    """Which benchmark was not compared with which data, since they lie on different machines."""
+    where = {file["file"]: file["where"] for file in context.data.files}
+    for stage in context.stages:
+        for train in stage.get("train") or ():
+            for item in stage.get("evaluate") or ():
+                if where.get(train, "") != where.get(item, ""):
+                    return (
+                        f"{item} (on the {where.get(item, 'host')}) was not compared with "
+                        f"{train} (on the {where.get(train, 'host')})"
+                    )
+    return ""
 
 
 def data_length(context: Context) -> Verdict:
@@ -138,12 +155,7 @@ def data_length(context: Context) -> Verdict:
     return Verdict(SKIPPED, "no chat of a training is known here")
 
 
-CHECKS = (
-    Check(
-        PACKAGES,
-        packages,
-        "one is missing or of the wrong version; provisioning would refuse to make a Python",
-    ),
+DATA_CHECKS = (
     Check(DATA, data_files, "a file is missing or empty, a line is no chat, an id comes twice"),
     Check(DATA, data_leak, "a benchmark's item stands in the training data"),
     Check(
@@ -152,4 +164,14 @@ CHECKS = (
         "",
         f"it has over {TYPICAL_BYTES:g} bytes for each token",
     ),
+)
+"""Those of the data files: the same on the controller and on the host."""
+
+CHECKS = (
+    Check(
+        PACKAGES,
+        packages,
+        "one is missing or of the wrong version; provisioning would refuse to make a Python",
+    ),
+    *DATA_CHECKS,
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .gate_model import FAIL, GPU, OK, SKIPPED, UNKNOWN, WARN, Check, Context, Verdict
-from .nvidia_smi import Answer
+from .nvidia_smi import NO_XML, Answer
 
-NO_GPU = "Rent a machine with an NVIDIA GPU, or set gpu_gate to warn to train without one."
+NO_GPU = "Rent a machine with an NVIDIA GPU; to train without one, set gpu_gate_gpus to 0."
 OTHER_MACHINE = "Ask the provider to repair it, or take another machine."
 
 # How to know what went wrong when nvidia-smi gave no XML: a piece of its words or its exit code
@@ -28,13 +28,13 @@ _FAILURES: tuple[tuple[str, int, str, str], ...] = (
         "gpu is lost",
         15,
         "a GPU has fallen off the bus",
-        "Reboot the machine; if it comes back, take another one.",
+        "Reboot the machine; if it falls off again, take another one.",
     ),
     (
         "unable to determine the device handle",
         15,
         "a GPU has fallen off the bus",
-        "Reboot the machine; if it comes back, take another one.",
+        "Reboot the machine; if it falls off again, take another one.",
     ),
     (
         "no devices were found",
@@ -84,25 +84,33 @@ def driver(context: Context) -> Verdict:
 
 def _no_answer(answer: Answer) -> tuple[str, str]:
     """Why there is no answer, and what to do."""
-    missing = f"there is no {answer.program} on this machine"
-    program = "name its path in gpu_gate_nvidia_smi."
+    meaning, action = _meaning(answer)
+    # Where a setting names the program, and nothing of it looks like nvidia-smi, doubt the setting.
+    doubtful = (
+        answer.state in ("missing", "unusable")
+        or (answer.state == "unreadable" and answer.text.startswith(NO_XML))
+        or (answer.state == "failed" and meaning == _NO_MEANING)
+    )
+    if answer.named and doubtful:
+        return _of_the_setting(answer)
     if answer.state == "failed":
-        meaning, action = _meaning(answer)
         return f"{meaning} ({_words(answer)})", action
+    missing = "there is no nvidia-smi on this machine"
     if answer.state == "missing" and not answer.text:
         return f"{missing}, so no NVIDIA driver and no GPU", NO_GPU
     table = {
         "missing": (
             f"{missing}, though {answer.text}",
-            f"Put nvidia-smi into the image, or {program}",
+            "Put nvidia-smi into the image, or name its path in gpu_gate_nvidia_smi.",
         ),
         "unusable": (
             f"{answer.program} can't be run ({answer.text})",
-            f"Install the driver again, or {program}",
+            "Install the driver again, or name another nvidia-smi in gpu_gate_nvidia_smi.",
         ),
         "hangs": (
             f"nvidia-smi gave no answer within {answer.seconds:g} s",
-            "The driver hangs: reboot the machine; if it comes back, take another one.",
+            "The driver hangs: reboot the machine (a provider's restart does); if it hangs again, "
+            "take another one. gpu_gate_timeout is how long it is waited for.",
         ),
         "unreadable": (
             f"the answer of nvidia-smi can't be read: {answer.text}",
@@ -110,6 +118,28 @@ def _no_answer(answer: Answer) -> tuple[str, str]:
         ),
     }
     return table[answer.state]
+
+
+def _of_the_setting(answer: Answer) -> tuple[str, str]:
+    """The same where it is the setting that is to be doubted."""
+    wrong = {
+        "missing": "and there is no such program on this machine",
+        "unusable": f"which can't be run ({answer.text})",
+        "unreadable": f"whose answer can't be read: {answer.text}",
+        "failed": f"which failed ({_words(answer)})",
+    }
+    other = (
+        f"the machine has {answer.usual}"
+        if answer.usual
+        else "then nvidia-smi is looked for where it usually is"
+    )
+    return (
+        f"gpu_gate_nvidia_smi is {answer.named}, {wrong[answer.state]}",
+        f"Correct gpu_gate_nvidia_smi, or leave it out: {other}.",
+    )
+
+
+_NO_MEANING = "nvidia-smi failed"
 
 
 def _meaning(answer: Answer) -> tuple[str, str]:
@@ -121,7 +151,7 @@ def _meaning(answer: Answer) -> tuple[str, str]:
     for _piece, code, meaning, action in _FAILURES:
         if code == answer.code:
             return meaning, action
-    return "nvidia-smi failed", "Run nvidia-smi on the machine and look at what it says."
+    return _NO_MEANING, "Run nvidia-smi on the machine and look at what it says."
 
 
 def _words(answer: Answer) -> str:

@@ -13,12 +13,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import chats, gate_gpu, host_facts, kernel_log, memory_need, model_cache
+from . import (
+    chats,
+    gate_gpu,
+    gate_limits,
+    handover,
+    host_facts,
+    kernel_log,
+    memory_need,
+    model_cache,
+)
 from .chats import Problem
-from .errors import TrainError
 from .gate_host import MODELS, ROOT
 from .gate_limits import Limits
-from .gate_model import OFF, STRICT, Context, Data
+from .gate_model import STRICT, Context, Data, left_out
 from .host_facts import HostFacts, Place
 from .killable import DONE, HANGS, Job, Outcome, run
 from .memory_need import Model, Need
@@ -29,13 +37,13 @@ from .smi_xml import Process
 LOOK_SECONDS = 10.0
 MODEL_SECONDS = 15.0
 KERNEL_SECONDS = 16.0
-DATA_SECONDS = 40.0
+DATA_SECONDS = 25.0
 USERS_SECONDS = 3.0
 
-#: The most that nvidia-smi may be given, so that a minute is enough whatever hangs.
-MOST_TIMEOUT = 45.0
+#: The most seconds for all parts, which are asked at once; the users' names come after them.
+MOST_SECONDS = 50.0
 
-#: What :func:`nvidia_smi.run` takes over its limit where the program can't be killed.
+#: What :func:`programs.ask` takes over its limit where the program can't be killed.
 _AFTER_TIMEOUT = 4.0
 
 
@@ -46,7 +54,8 @@ class Wanted:
     ``stages`` are those that run, as the request has them. ``data_files`` are to be checked here;
     ``data_checked`` are the facts of those that were checked on the controller. ``storage`` says
     where models lie, as the request has it; ``controller_time`` is the controller's clock as it
-    sent this, in seconds since 1970, 0 where it isn't known.
+    sent this, in seconds since 1970, 0 where it isn't known. ``data_leaks`` are the leaks that
+    were found on the controller. ``seconds`` is for how long anything is waited for.
     """
 
     project_root: str
@@ -55,12 +64,14 @@ class Wanted:
     stages: tuple[Mapping[str, Any], ...] = ()
     data_files: tuple[Mapping[str, str], ...] = ()
     data_checked: tuple[Mapping[str, Any], ...] = ()
+    data_leaks: tuple[Mapping[str, Any], ...] = ()
     packages: Mapping[str, str | None] | None = None
     bare: Mapping[str, Any] = field(default_factory=dict)
     requirements: Mapping[str, str] = field(default_factory=dict)
     storage: Mapping[str, Any] = field(default_factory=dict)
     nvidia_smi: str = "nvidia-smi"
     timeout: float = DEFAULT_TIMEOUT
+    seconds: float = MOST_SECONDS
     controller_time: float = 0.0
 
 
@@ -69,16 +80,13 @@ def gather(wanted: Wanted) -> Context:
 
     :raises TrainError: for a timeout that is none, or more than a minute allows.
     """
-    if not 0 < wanted.timeout <= MOST_TIMEOUT:
-        raise TrainError(
-            f"gpu_gate_timeout is {wanted.timeout:g}.",
-            f"Give it a number of seconds above 0, at most {MOST_TIMEOUT:g}.",
-        )
+    gate_limits.timeout(wanted.timeout)
     ahead = time.time() - wanted.controller_time if wanted.controller_time else None
     places = _places(wanted)
-    ended = run({**_jobs(wanted), **{name: _look(name, path) for name, path in places.items()}})
+    jobs = {**_jobs(wanted), **{name: _look(name, path) for name, path in places.items()}}
+    ended = run({name: _within(job, wanted.seconds) for name, job in jobs.items()})
     models, unsized = _models(ended["models of the stages"], wanted.stages)
-    smi = _with_users(_answer(ended.get("smi"), wanted))
+    smi = _with_users(_without_own(_answer(ended.get("smi"), wanted), wanted.project_root))
     data = _data(ended["data"], wanted)
     download = sum(model.weights for model in models.values() if not model.here)
     seen = {name: _place(name, path, ended[name]) for name, path in places.items()}
@@ -117,18 +125,28 @@ def gather(wanted: Wanted) -> Context:
 
 def _jobs(wanted: Wanted) -> dict[str, Job]:
     """What is asked beside the places."""
-    program, timeout, root = wanted.nvidia_smi, wanted.timeout, wanted.project_root
+    program, root = wanted.nvidia_smi, wanted.project_root
+    timeout = _timeout(wanted)
     jobs = {
         "data": Job(lambda: _check_data(root, wanted.data_files), DATA_SECONDS),
         "models of the stages": Job(lambda: _find_models(wanted), MODEL_SECONDS),
     }
-    if wanted.mode != OFF:
+    if not left_out(wanted.mode, wanted.limits.gpus):
         limit = timeout + _AFTER_TIMEOUT
         jobs["smi"] = Job(lambda: ask(program, timeout), limit)
         jobs["capabilities"] = Job(lambda: capabilities(program, timeout), limit)
         jobs["links"] = Job(lambda: links(program, timeout), limit)
         jobs["kernel"] = Job(kernel_log.read, KERNEL_SECONDS)
     return jobs
+
+
+def _within(job: Job, seconds: float) -> Job:
+    return Job(job.function, min(job.seconds, seconds))
+
+
+def _timeout(wanted: Wanted) -> float:
+    """For how long nvidia-smi is waited for, so that it can still be killed in time."""
+    return max(min(wanted.timeout, wanted.seconds - _AFTER_TIMEOUT), 0.1)
 
 
 def _places(wanted: Wanted) -> dict[str, str]:
@@ -170,7 +188,7 @@ def _answer(ended: Outcome | None, wanted: Wanted) -> Answer | None:
     if ended is None:
         return None
     if ended.state == HANGS:
-        return Answer("hangs", wanted.nvidia_smi, seconds=wanted.timeout)
+        return Answer("hangs", wanted.nvidia_smi, seconds=_timeout(wanted))
     if ended.state != DONE:
         return Answer("unusable", wanted.nvidia_smi, text=ended.reason)
     answer: Answer = ended.value
@@ -201,6 +219,32 @@ def _with_users(answer: Answer | None) -> Answer | None:
         for gpu in answer.snapshot.gpus
     )
     return dataclasses.replace(answer, snapshot=dataclasses.replace(answer.snapshot, gpus=gpus))
+
+
+def _without_own(answer: Answer | None, root: str) -> Answer | None:
+    """The answer without this project's own worker that waits: the next stage is what it waits for.
+
+    It is known by its lock, its start time and the boot. Its memory counts as free.
+    """
+    own = handover.own_processes(root) if answer is not None else set()
+    if answer is None or not own:
+        return answer
+    gpus = []
+    for gpu in answer.snapshot.gpus:
+        mine = [p for p in gpu.processes or () if p.pid in own]
+        memory = sum(p.memory_mib or 0 for p in mine)
+        used, free = gpu.memory_used_mib, gpu.memory_free_mib
+        gpus.append(
+            dataclasses.replace(
+                gpu,
+                processes=gpu.processes and tuple(p for p in gpu.processes if p.pid not in own),
+                memory_used_mib=used if used is None else max(0, used - memory),
+                memory_free_mib=free if free is None else free + memory,
+            )
+        )
+    return dataclasses.replace(
+        answer, snapshot=dataclasses.replace(answer.snapshot, gpus=tuple(gpus))
+    )
 
 
 def _users(processes: Sequence[Process], proc: str = "/proc") -> dict[int, str]:
@@ -301,5 +345,15 @@ def _data(ended: Outcome, wanted: Wanted) -> Data:
         {**facts, "where": "host", "stages": chats.trained_by(facts["file"], wanted.data_files)}
         for facts in here
     ]
-    files += [{**facts, "where": "controller"} for facts in wanted.data_checked]
-    return Data(tuple(files), tuple(leaks), unfinished)
+    there = from_controller(wanted.data_checked, wanted.data_leaks)
+    return Data((*files, *there.files), (*leaks, *there.leaks), unfinished)
+
+
+def from_controller(files: Sequence[Mapping[str, Any]], leaks: Sequence[Mapping[str, Any]]) -> Data:
+    """What was found of the data files on the controller, in the form of the checks.
+
+    :param files: their facts, with the stages that train on each.
+    :param leaks: as :meth:`chats.Problem.as_dict` gives them.
+    """
+    found = tuple(Problem(leak["file"], leak["line"], leak["reason"]) for leak in leaks)
+    return Data(tuple({**facts, "where": "controller"} for facts in files), found)

@@ -55,7 +55,7 @@ def gpu_count(context: Context) -> Verdict:
     if context.smi is None or context.smi.state != "ok":
         return Verdict(SKIPPED, "the driver doesn't answer")
     wanted = context.limits.gpus
-    expected = f"at least {wanted}"
+    expected = f"at least {wanted} (gpu_gate_gpus)"
     good = [gpu for gpu in context.gpus if usable(gpu)]
     names = sorted({gpu.name or "of unknown name" for gpu in good})
     seen = quantity(len(good), "usable GPU") + (f" ({any_of(names)})" if names else "")
@@ -63,7 +63,7 @@ def gpu_count(context: Context) -> Verdict:
         seen += f" of {len(context.gpus)}"
     if len(good) >= wanted:
         return Verdict(OK, seen, expected)
-    action = "Rent a machine with more GPUs, or lower gpu_gate_gpus."
+    action = f"Rent a machine with more GPUs, or lower {context.limits.setting('gpus')}."
     if any(gpu.mig_enabled and not gpu.mig_devices for gpu in context.gpus):
         action = "Create a MIG instance or switch MIG off (nvidia-smi -mig 0, as root)."
     return Verdict(FAIL, seen, expected, action)
@@ -80,7 +80,7 @@ def gpu_state(context: Context) -> Verdict:
         if gpu.recovery_action not in (None, "none") and not gpu.faults
     ]
     if bad:
-        return Verdict(FAIL, any_of(bad), expected, RESET + "if it stays, take another one.")
+        return Verdict(FAIL, any_of(bad), expected, RESET + "if it stays so, take another one.")
     if all(gpu.recovery_action is None for gpu in context.gpus):
         # Drivers before R525 say nothing of resets; an answer is all there is to go by.
         return Verdict(OK, "in reach", expected)
@@ -108,32 +108,41 @@ def _too_small(context: Context, amounts: list[int | None], needed: float) -> bo
 
 
 def _memory_verdict(context: Context, free: bool, action: str) -> Verdict:
-    """Whether enough GPUs have what a person asks for, else what the estimate says."""
+    """Whether enough GPUs have what a person asks for, else what the estimate says.
+
+    :param action: what to do; how to ask for less is added here.
+    """
     limits, need = context.limits, context.need
     amounts = [_memory(gpu, free) for gpu in context.gpus]
     known = [amount for amount in amounts if amount is not None]
     texts = each_once(f"{amount / 1024:.1f} GiB" for amount in known)
     seen = any_of(texts) + (" free" if free else "")
     if limits.memory_gib:
-        asked = f"{limits.memory_gib:g} GiB"
-        expected = f"{asked} (gpu_gate_memory_gib)"
+        expected = f"{limits.memory_gib:g} GiB (gpu_gate_memory_gib)"
+        action += f", or lower {limits.setting('memory_gib')}."
         most = least = limits.memory_gib * 1024 * (1 - MEMORY_TOLERANCE)
     elif need:
-        asked = need.short
-        expected = f"{asked}, see gpu_memory" if free else f"{need} (stage {need.stage})"
+        expected = f"{need.short} (see gpu_memory)" if free else f"{need} (stage {need.stage})"
+        action += (
+            "; or set use_qlora, lower max_length or per_device_train_batch_size; or name what is "
+            f"enough in gpu_gate_memory_gib, or raise {limits.setting('memory_slack')}."
+        )
         size = need.size / GIB * 1024
         least, most = size * (1 - limits.memory_slack), size
     elif context.unsized:
         expected = f"not known: the size of {context.unsized} isn't told by its name"
         return Verdict(UNKNOWN, seen or "not told", expected)
     else:
-        asked, expected, least, most = "", "anything", 0.0, 0.0
+        expected, least, most = "anything", 0.0, 0.0
+    if limits.gpus > 1:
+        first, colon, parts = expected.partition(": ")
+        expected = f"{first} on each of {limits.gpus} GPUs (gpu_gate_gpus){colon}{parts}"
     if not known:
         return Verdict(UNKNOWN, "not told", expected)
     if _too_small(context, amounts, least):
-        return Verdict(FAIL, f"{seen}, needed {asked}", expected, action)
+        return Verdict(FAIL, seen, expected, action)
     if _too_small(context, amounts, most):
-        return Verdict(WARN, f"{seen}, needed {asked}: it may just not do", expected, action)
+        return Verdict(WARN, f"{seen}: it may just not do", expected, action)
     return Verdict(OK, seen, expected)
 
 
@@ -143,24 +152,20 @@ def gpu_memory(context: Context) -> Verdict:
 
     The need is an estimate, unless ``gpu_gate_memory_gib`` names one.
     """
-    action = (
-        "Rent a larger GPU; or set use_qlora, lower max_length or per_device_train_batch_size, "
-        "or name what is enough in gpu_gate_memory_gib."
-    )
-    return _memory_verdict(context, free=False, action=action)
+    return _memory_verdict(context, free=False, action="Rent a larger GPU")
 
 
 @needs_gpus
 def gpu_memory_free(context: Context) -> Verdict:
     """Whether that memory is free."""
-    action = "End what holds the memory (nvidia-smi shows it), or restart the machine."
+    action = "End what holds the memory (nvidia-smi shows it), or restart the machine"
     verdict = _memory_verdict(context, free=True, action=action)
-    if verdict.result != OK or verdict.expected != "anything":
+    if verdict.result != OK or not verdict.expected.startswith("anything"):
         return verdict
     pairs = [(_memory(gpu, free=False), _memory(gpu, free=True)) for gpu in context.gpus]
     taken = [1 for total, free in pairs if total and free is not None and free * 2 < total]
     if len(pairs) - len(taken) < min(context.limits.gpus, len(pairs)):
-        return Verdict(WARN, verdict.seen, "at least half", action)
+        return Verdict(WARN, verdict.seen, "at least half of it", f"{action}.")
     return verdict
 
 
@@ -174,7 +179,8 @@ def gpu_capability(context: Context) -> Verdict:
     """Whether the GPUs' compute capability is enough, and has the bfloat16 that is asked for."""
     least = context.limits.min_capability
     wanted = {stage["settings"]["dtype"] for stage in context.stages if not stage["command"]}
-    expected = f"{least:.1f} or more" + (", 8.0 for bfloat16" if "bfloat16" in wanted else "")
+    expected = f"{least:.1f} or more (gpu_gate_min_capability)"
+    expected += ", 8.0 for bfloat16" if "bfloat16" in wanted else ""
     known = [(gpu, capability(context, gpu)) for gpu in context.gpus]
     told = [(gpu, found) for gpu, found in known if found]
     if not told:
@@ -184,7 +190,10 @@ def gpu_capability(context: Context) -> Verdict:
     lowest = (int(least), round(least * 10) % 10)
     poor = [label(gpu, f"{f[0]}.{f[1]}") for gpu, f in told if f < lowest]
     if poor:
-        action = "Rent a newer GPU: builds of torch for such old ones are hard to find."
+        action = (
+            "Rent a newer GPU: builds of torch for such old ones are hard to find; where yours has "
+            f"one, lower {context.limits.setting('min_capability')}."
+        )
         return Verdict(FAIL, any_of(poor), expected, action)
     without = [label(gpu, f"{f[0]}.{f[1]}, no bfloat16") for gpu, f in told if f < BFLOAT16]
     if without and "bfloat16" in wanted:
@@ -201,6 +210,10 @@ def _process(process: Process) -> str:
     user = f" of {process.user}" if process.user else ""
     memory = f", {process.memory_mib} MiB" if process.memory_mib is not None else ""
     return f"pid {process.pid}{user} ({process.name or 'name not told'}{memory})"
+
+
+def _free_ones(count: int) -> str:
+    return f"{count or 'none'} {'is' if count < 2 else 'are'} free"
 
 
 @needs_gpus
@@ -221,9 +234,15 @@ def gpu_processes(context: Context) -> Verdict:
         seen = any_of([text for texts in busy.values() for text in texts])
         free = sum(1 for gpu in context.gpus if usable(gpu) and gpu.index not in busy)
         if free < context.limits.gpus:
-            action = "End them (kill, or ask their user), or wait until they have ended."
+            action = (
+                "End them (kill, or ask their user), or wait until they have ended; "
+                f"{_free_ones(free)}, {context.limits.gpus} asked for (gpu_gate_gpus)."
+            )
             return Verdict(FAIL, seen, expected, action)
-        action = "Choose free GPUs with CUDA_VISIBLE_DEVICES."
+        action = (
+            f"Choose free GPUs with CUDA_VISIBLE_DEVICES; {_free_ones(free)}, "
+            f"{context.limits.gpus} asked for (gpu_gate_gpus)."
+        )
         return Verdict(WARN, seen, expected, action)
     if not told:
         return Verdict(UNKNOWN, "not told", expected)
@@ -246,7 +265,8 @@ def gpu_mig(context: Context) -> Verdict:
     ]
     seen = [label(gpu, f"MIG is on, {quantity(len(gpu.mig_devices), 'slice')}") for gpu in sliced]
     if sliced and context.limits.gpus > 1:
-        return Verdict(FAIL, any_of(seen), f"off, for {context.limits.gpus} GPUs", action)
+        expected = f"off, for {context.limits.gpus} GPUs (gpu_gate_gpus)"
+        return Verdict(FAIL, any_of(seen), expected, action)
     if sliced or changing:
         return Verdict(WARN, any_of(seen + changing), expected, action)
     if all(gpu.mig_enabled is None for gpu in context.gpus):
@@ -270,7 +290,7 @@ def gpu_torch_build(context: Context) -> Verdict:
     if not built:
         return Verdict(SKIPPED, f"torch {version} names no CUDA", expected)
     if built.group(3):
-        action = "Install a torch with CUDA into the training's Python."
+        action = "Name a Python whose torch has CUDA with provision_python, or take another image."
         return Verdict(FAIL, f"torch {version} is built without CUDA", expected, action)
     if not newest:
         return Verdict(UNKNOWN, "the driver names no CUDA", expected)

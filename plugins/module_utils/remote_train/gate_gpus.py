@@ -19,7 +19,9 @@ from .gate_model import (
 )
 from .smi_xml import Gpu
 
-RESET = "Reset the GPU or reboot the machine (a provider's restart does); "
+RESET = (
+    "Reboot the machine (a provider's restart does), or reset the GPU (nvidia-smi -r, as root); "
+)
 
 
 def needs_gpus(function: Function) -> Function:

@@ -27,6 +27,14 @@ DEFAULT_SLOWDOWN = 90
 HARDWARE_THROTTLE = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 THROTTLE = (*HARDWARE_THROTTLE, "sw_thermal_slowdown")
 
+#: The driver's names of the reasons for a person.
+CAUSES = {
+    "hw_slowdown": "the hardware",
+    "hw_thermal_slowdown": "heat",
+    "hw_power_brake_slowdown": "the power supply",
+    "sw_thermal_slowdown": "heat",
+}
+
 
 @needs_gpus
 def gpu_ecc(context: Context) -> Verdict:
@@ -107,7 +115,8 @@ def gpu_retired_pages(context: Context) -> Verdict:
         return UNKNOWN, "not told"
 
     action = RESET + "if more follow, take another machine."
-    expected = f"fewer than {most}, none pending"
+    action += f" The most is gpu_gate_max_retired_pages ({most})."
+    expected = f"fewer than {most} (gpu_gate_max_retired_pages), none pending"
     return worst(context, judge, expected, action, "this card tells no retired pages")
 
 
@@ -124,14 +133,17 @@ def gpu_throttle(context: Context) -> Verdict:
             return UNKNOWN, "not told"
         active = [name for name in THROTTLE if gpu.throttle.get(name)]
         if not active:
-            return OK, "none"
+            return OK, "nothing"
+        told = any_of([f"{CAUSES[name]} ({name})" for name in active])
         idle = gpu.utilization == 0 and not any(p.computes for p in gpu.processes or ())
         if idle and any(name in HARDWARE_THROTTLE for name in active):
-            return FAIL, f"{any_of(active)}, and nothing runs on it"
-        return WARN, any_of(active)
+            return FAIL, f"{told}, and nothing runs on it"
+        return WARN, told
 
-    action = "Expect a fraction of the speed: take another machine if it stays."
-    return worst(context, judge, "none", action)
+    action = (
+        "Expect a fraction of the speed: look again in a minute; if it stays, take another machine."
+    )
+    return worst(context, judge, "nothing holds the clocks down", action)
 
 
 @needs_gpus
@@ -153,28 +165,34 @@ def gpu_temperature(context: Context) -> Verdict:
             left = DEFAULT_SLOWDOWN - gpu.temperature
         seen = f"{gpu.temperature} °C"
         if left <= 0:
-            return FAIL, seen
-        return (WARN if left <= close else OK), seen
+            return FAIL, f"{seen}, at its slowdown"
+        if left <= close:
+            return WARN, f"{seen}, {left} °C below its slowdown"
+        return OK, seen
 
     action = "Wait until it has cooled down; if it stays hot, take another machine."
-    return worst(context, judge, f"over {close} °C below its slowdown", action)
+    expected = f"over {close} °C below its slowdown (gpu_gate_hot_margin)"
+    return worst(context, judge, expected, action)
 
 
-@needs_gpus
 def gpu_xid(context: Context) -> Verdict:
     """Whether the driver wrote of broken hardware into the kernel's log (Xid messages).
 
-    Messages of GPUs that aren't this machine's are passed over: a container sees its host's log.
-    Programs' own faults are counted, and are no finding. What is older than ``gpu_gate_xid_hours``
-    warns at most: the GPU may have been reset since.
+    The log is read whatever the driver does, since a dead one wrote why. Messages of GPUs that
+    aren't this machine's are passed over, unless one is missing: a container sees its host's log.
+    Programs' own faults are counted, and are no finding. What is older than
+    ``gpu_gate_xid_hours`` warns at most: the GPU may have been reset since.
     """
-    expected = f"none of hardware in {context.limits.xid_hours:g} h"
+    hours = context.limits.xid_hours
+    expected = f"no fault of hardware in {hours:g} h (gpu_gate_xid_hours)"
     if not context.kernel.source:
         reason = context.kernel.reason or "not looked at"
         return Verdict(UNKNOWN, f"the kernel's log can't be read ({reason})", expected)
     ours = {bus(gpu.bus_id) for gpu in context.gpus if gpu.bus_id}
+    if len(context.gpus) < context.limits.gpus:
+        ours = set()  # the one that is missing may be the one that is written of
     found = [x for x in find(context.kernel.lines) if x.switch or not ours or x.bus in ours]
-    limit = context.limits.xid_hours * 3600
+    limit = hours * 3600
     # A switch may serve other containers of the host, and no message says whose GPUs it serves.
     fatal = [x for x in found if x.severity == FATAL and not x.switch]
     bad = [x for x in fatal if x.age is None or x.age <= limit]

@@ -24,6 +24,14 @@ from .memory_need import GIB, MIB
 ROOT, MODELS, SHARED = "project_root", "models", "shared memory"
 """The names of the places that single checks look at."""
 
+#: What moves a place to another disk; where files are written is not set one by one.
+MOVED_BY = {
+    ROOT: "project_root",
+    "outputs": "project_root",
+    MODELS: "runtime_base or hf_home",
+    "temporary files": "TMPDIR",
+}
+
 #: A file system with less is full: not even a log can be written.
 FULL = 16 * MIB
 
@@ -41,23 +49,24 @@ def disk_writable(context: Context) -> Verdict:
     expected = "writable, not full"
     bad, actions, unknown = [], [], []
     for place in context.host.places:
+        elsewhere = f"set {MOVED_BY.get(place.name, place.name)} to a folder on another disk"
         if place.silent:
             bad.append(_dead(place))
-            actions.append("Mount it anew, or name a folder on another disk.")
+            actions.append(f"Mount it anew, or {elsewhere}.")
         elif place.read_only:
             bad.append(f"the file system of {place.folder} ({place.name}) is read-only")
-            actions.append(
-                f"Name a folder on another disk for {place.name}; a disk that became read-only "
-                "has errors (dmesg)."
-            )
+            actions.append(f"S{elsewhere[1:]}; a disk that became read-only has errors (dmesg).")
         elif place.blocked:
             bad.append(f"{place.blocked} ({place.name})")
-            actions.append(
-                f"Name a folder of this user for {place.name}, or give the user that right."
+            right = (
+                "Move away what is there"
+                if "not a folder" in place.blocked
+                else ("Give this user the right to write there")
             )
+            actions.append(f"{right}, or {elsewhere}.")
         elif place.free is not None and place.free < FULL:
             bad.append(f"the file system of {place.folder} ({place.name}) is full")
-            actions.append("Make room, or name a folder on another disk.")
+            actions.append(f"Make room, or {elsewhere}.")
         elif place.read_only is None:
             unknown.append(place.name)
     if bad:
@@ -79,8 +88,9 @@ def disk_free(context: Context) -> Verdict:
         return Verdict(UNKNOWN, "not known", expected)
     seen = f"{place.free / GIB:.1f} GiB free at {place.folder}"
     if place.free < least:
-        action = "Make room, or set project_root to a folder on a larger disk."
-        return Verdict(FAIL, f"{seen}, needed {least / GIB:.1f} GiB", expected, action)
+        action = "Make room, or set project_root to a folder on a larger disk"
+        action += "." if estimated else f"; or lower {context.limits.setting('min_disk_gib')}."
+        return Verdict(FAIL, seen, expected, action)
     return Verdict(OK, seen, expected)
 
 
@@ -88,14 +98,16 @@ def disk_inodes(context: Context) -> Verdict:
     """Whether that disk can hold more files: it can be full of files with space left."""
     place = context.host.place("outputs") or context.host.place(ROOT)
     least = max(context.limits.min_inodes, context.disk_files)
-    expected = f"at least {least} (a venv has some 10,000 files)"
+    estimated = least > context.limits.min_inodes
+    expected = f"at least {least} ({'an estimate' if estimated else 'gpu_gate_min_inodes'})"
     if place is None or place.inodes_free is None:
         return Verdict(UNKNOWN, "not known", expected)
     if not place.inodes_total:
         return Verdict(SKIPPED, "this file system has no fixed number of files")
     seen = f"{place.inodes_free} free at {place.folder}"
     if place.inodes_free < least:
-        action = "Delete files (caches of small files, mostly), or use another disk."
+        action = "Delete files (caches of small files, mostly), or use another disk"
+        action += "." if estimated else f"; or lower {context.limits.setting('min_inodes')}."
         return Verdict(FAIL, seen, expected, action)
     return Verdict(OK, seen, expected)
 
@@ -112,8 +124,7 @@ def disk_models(context: Context) -> Verdict:
     seen = f"{place.free / GIB:.1f} GiB free at {place.folder}"
     action = "Make room, or name a folder on a larger disk in runtime_base or hf_home."
     if place.free < context.download:
-        needed = f"{context.download / GIB:.1f} GiB"
-        return Verdict(FAIL, f"{seen}, needed {needed}", expected, action)
+        return Verdict(FAIL, seen, expected, action)
     root = context.host.place("outputs") or context.host.place(ROOT)
     both = context.download + (context.disk.size if context.disk else 0)
     if root and root.device == place.device and place.free < both:
@@ -124,52 +135,56 @@ def disk_models(context: Context) -> Verdict:
 def shared_memory(context: Context) -> Verdict:
     """Whether /dev/shm, through which processes of one training exchange data, has room."""
     place, limits = context.host.shared_memory, context.limits
-    expected = f"at least {limits.warn_shm_mib:g} MiB free"
-    action = "Start the container with a larger one (--shm-size), or make room in it."
+    expected = f"at least {limits.warn_shm_mib:g} MiB free (gpu_gate_warn_shm_mib)"
+    action = "Start the container with a larger one (--shm-size), or make room in it"
+    lower = f"; or lower {limits.setting('min_shm_mib')}."
     if place is None:
         return Verdict(UNKNOWN, "not known", expected)
-    if place.silent:
-        return Verdict(FAIL, _dead(place), expected, action)
-    if place.folder != place.path or place.blocked or place.read_only:
+    broken = _dead(place) if place.silent else ""
+    if not broken and (place.folder != place.path or place.blocked or place.read_only):
         why = place.blocked or ("it is read-only" if place.read_only else "there is none")
-        return Verdict(FAIL, f"{place.path}: {why}", expected, action)
+        broken = f"{place.path}: {why}"
+    if broken:
+        return Verdict(FAIL, broken, expected, f"{action}.")
     if place.free is None:
         return Verdict(UNKNOWN, "not known", expected)
     seen = f"{place.free / MIB:.0f} MiB free"
     if place.free < limits.min_shm_mib * MIB:
-        return Verdict(FAIL, seen, expected, action)
-    result = WARN if place.free < limits.warn_shm_mib * MIB else OK
-    return Verdict(result, seen, expected, action if result == WARN else "")
+        return Verdict(FAIL, seen, expected, action + lower)
+    if place.free < limits.warn_shm_mib * MIB:
+        return Verdict(WARN, seen, expected, f"{action}.")
+    return Verdict(OK, seen, expected)
 
 
 def memory(context: Context) -> Verdict:
     """Whether there is memory to load the training's libraries; weights go to the GPU in parts."""
     available, limits = context.host.memory, context.limits
-    expected = f"at least {limits.warn_memory_gib:g} GiB"
+    expected = f"at least {limits.warn_memory_gib:g} GiB (gpu_gate_warn_memory_gib)"
     if available is None:
         return Verdict(UNKNOWN, "not known", expected)
     seen = f"{available / GIB:.1f} GiB available"
-    action = "End other programs, or take a machine with more memory."
+    action = "End other programs, or take a machine with more memory"
     if available < limits.min_memory_gib * GIB:
+        action += f"; or lower {limits.setting('min_memory_gib')}."
         return Verdict(FAIL, seen, expected, action)
     if available < limits.warn_memory_gib * GIB:
-        return Verdict(WARN, seen, expected, action)
+        return Verdict(WARN, seen, expected, f"{action}.")
     return Verdict(OK, seen, expected)
 
 
 def load(context: Context) -> Verdict:
     """Whether others keep the processors busy (load average of a minute, per processor)."""
     host, limits = context.host, context.limits
-    expected = f"at most {limits.warn_load:g} per processor"
+    expected = f"at most {limits.warn_load:g} per processor (gpu_gate_warn_load)"
     if host.load is None or not host.cpus:
         return Verdict(UNKNOWN, "not known", expected)
     each = host.load / host.cpus
     seen = f"{each:.1f} per processor ({host.load:.1f} on {host.cpus})"
-    action = "See with top who works there; wait, or take a machine that isn't shared so much."
+    action = "See with top what works there; wait, or take a machine that isn't shared so much"
     if each > limits.max_load:
-        return Verdict(FAIL, seen, expected, action)
+        return Verdict(FAIL, seen, expected, f"{action}; or raise {limits.setting('max_load')}.")
     if each > limits.warn_load:
-        return Verdict(WARN, seen, expected, action)
+        return Verdict(WARN, seen, expected, f"{action}.")
     return Verdict(OK, seen, expected)
 
 
@@ -180,15 +195,16 @@ def clock(context: Context) -> Verdict:
     to the machine takes some seconds, which look as if its clock were ahead.
     """
     limits, ahead = context.limits, context.host.clock_ahead
-    expected = f"within {limits.warn_clock_skew:g} s of the controller's"
+    expected = f"within {limits.warn_clock_skew:g} s of the controller's (gpu_gate_warn_clock_skew)"
     if ahead is None:
         return Verdict(SKIPPED, "the controller's time isn't known")
     seen = f"{abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}"
-    action = "Set the clock (chronyd or systemd-timesyncd does), here or there."
+    action = "Set the clock that is wrong, here or there (chronyd or systemd-timesyncd does)"
     if abs(ahead) > limits.max_clock_skew:
+        action += f"; or raise {limits.setting('max_clock_skew')}."
         return Verdict(FAIL, seen, expected, action)
     if abs(ahead) > limits.warn_clock_skew:
-        return Verdict(WARN, seen, expected, action)
+        return Verdict(WARN, seen, expected, f"{action}.")
     return Verdict(OK, seen, expected)
 
 

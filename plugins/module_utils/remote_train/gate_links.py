@@ -47,15 +47,60 @@ def gpu_pcie(context: Context) -> Verdict:
             return OK, f"{seen} (the card has {gpu.pcie_generation_device}, the slot less)"
         return OK, seen
 
-    expected = f"generation {limits.min_pcie_generation} x{limits.min_pcie_width}, the card's width"
-    action = "Expect slow loading and saving: have the card seated anew, or take another machine."
-    return worst(context, judge, expected, action)
+    expected = (
+        f"generation {limits.min_pcie_generation} x{limits.min_pcie_width} at least "
+        "(gpu_gate_min_pcie_generation, gpu_gate_min_pcie_width), all of the card's lanes"
+    )
+    action = (
+        "Expect slower loading and saving; on a machine of your own have the card seated anew. "
+        "Clouds often give a card half of its lanes: then silence gpu_pcie."
+    )
+    verdict = worst(context, judge, expected, action)
+    if verdict.result != FAIL:
+        return verdict
+    action = (
+        "Take another machine, or have the card seated anew; or lower "
+        f"{limits.setting('min_pcie_generation')} or {limits.setting('min_pcie_width')}."
+    )
+    return Verdict(FAIL, verdict.seen, expected, action)
 
 
 @needs_gpus
 def gpu_nvlink(context: Context) -> Verdict:
     """Whether the NVLinks are up, where there are any, and the fabric behind them is ready."""
     expected = "the same on all, the fabric ready"
+    several = context.limits.gpus > 1
+    if several:
+        expected += f", for {context.limits.gpus} GPUs (gpu_gate_gpus)"
+    trouble = _fabric(context, several, expected)
+    if trouble:
+        return trouble
+    links = context.links
+    if not links.told:
+        return Verdict(UNKNOWN, "not told", expected)
+    counts = {gpu.index: links.active.get(gpu.index, 0) for gpu in context.gpus}
+    best = max(counts.values())
+    if not best:
+        return Verdict(SKIPPED, "no NVLink in use", expected)
+    poor = [gpu for gpu in context.gpus if counts[gpu.index] < best]
+    if poor:
+        seen = any_of([label(gpu, f"{counts[gpu.index]} of {best}") for gpu in poor]) + " links up"
+        if any(
+            _soldered(gpu) and (links.inactive.get(gpu.index) or gpu.index in links.dark)
+            for gpu in poor
+        ):
+            action = "Expect slow exchange between the GPUs: reboot, or take another machine."
+            return Verdict(FAIL if several else WARN, seen, expected, action)
+        # Bridges between some of the cards, as they are sold: nothing is broken.
+        action = "Choose GPUs that are linked with CUDA_VISIBLE_DEVICES, or expect slow exchange."
+        return Verdict(WARN, seen, expected, action) if several else Verdict(OK, seen, expected)
+    down = each_once(str(links.inactive.get(gpu.index, 0)) for gpu in context.gpus)
+    more = f", {any_of(down)} not in use" if down != ["0"] else ""
+    return Verdict(OK, f"{best} up on each{more}", expected)
+
+
+def _fabric(context: Context, several: bool, expected: str) -> Verdict | None:
+    """What is wrong with the NVSwitch fabric; None where nothing is, or there is none."""
     waiting = [
         label(gpu, f"fabric {gpu.fabric_state}, {gpu.fabric_status or 'no status'}")
         for gpu in context.gpus
@@ -68,26 +113,15 @@ def gpu_nvlink(context: Context) -> Verdict:
             "reboot the machine."
         )
         return Verdict(FAIL, any_of(waiting), expected, action)
-    links = context.links
-    if not links.told:
-        return Verdict(UNKNOWN, "not told", expected)
-    counts = {gpu.index: links.active.get(gpu.index, 0) for gpu in context.gpus}
-    best = max(counts.values())
-    if not best:
-        return Verdict(SKIPPED, "no NVLink in use", expected)
-    poor = [gpu for gpu in context.gpus if counts[gpu.index] < best]
-    if poor:
-        seen = any_of([label(gpu, f"{counts[gpu.index]} of {best}") for gpu in poor]) + " links up"
-        several = context.limits.gpus > 1
-        if any(_soldered(gpu) and links.inactive.get(gpu.index) for gpu in poor):
-            action = "Expect slow exchange between the GPUs: reboot, or take another machine."
-            return Verdict(FAIL if several else WARN, seen, expected, action)
-        # Bridges between some of the cards, as they are sold: nothing is broken.
-        action = "Choose GPUs that are linked with CUDA_VISIBLE_DEVICES, or expect slow exchange."
-        return Verdict(WARN, seen, expected, action) if several else Verdict(OK, seen, expected)
-    down = each_once(str(links.inactive.get(gpu.index, 0)) for gpu in context.gpus)
-    more = f", {any_of(down)} not in use" if down != ["0"] else ""
-    return Verdict(OK, f"{best} up on each{more}", expected)
+    ill = [
+        label(gpu, f"fabric: {any_of(list(gpu.fabric_faults))}")
+        for gpu in context.gpus
+        if gpu.fabric_faults
+    ]
+    if not ill:
+        return None
+    action = "Expect slow exchange between the GPUs, or none: reboot, or take another machine."
+    return Verdict(FAIL if several else WARN, any_of(ill), expected, action)
 
 
 def _soldered(gpu: Gpu) -> bool:
@@ -108,7 +142,11 @@ def gpu_persistence(context: Context) -> Verdict:
             return UNKNOWN, "not told"
         return (OK, "on") if gpu.persistence else (result, "off")
 
-    action = "Switch it on (nvidia-smi -pm 1, as root), or silence this check in a container."
+    action = (
+        "Switch it on (nvidia-smi -pm 1, as root); in a container that can't, silence this check."
+    )
+    if context.limits.need_persistence:
+        action += " gpu_gate_need_persistence makes it fail."
     return worst(context, judge, "on", action)
 
 

@@ -25,6 +25,16 @@ STRICT, WARN_MODE, OFF = MODES = ("strict", "warn", "off")
 """``gpu_gate``: stop at a failed check of the GPU, report it and go on, or leave it out."""
 
 
+def left_out(mode: str, gpus: int) -> str:
+    """Why nothing is asked of the GPUs; empty where they are looked at.
+
+    :param gpus: how many the run asks for.
+    """
+    if mode == OFF:
+        return "gpu_gate is off"
+    return "" if gpus else "gpu_gate_gpus is 0: the run asks for no GPU"
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one check found: what was seen, what was expected, and what to do about it.

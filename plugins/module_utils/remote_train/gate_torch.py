@@ -156,8 +156,11 @@ def look_at_torch(asked: dict[str, Any]) -> None:
     part("bandwidth", lambda: [bandwidth(torch, number) for number in numbers])
 
 
-def read_chats(path: str) -> list[tuple[int, dict[str, Any]]]:
-    """The chats of a file with their line numbers; what is no chat, another check has told."""
+def read_chats(path: str) -> tuple[list[tuple[int, dict[str, Any]]], int]:
+    """The chats of a file that are looked at, with their line numbers, and how many it has.
+
+    What is no chat, another check has told.
+    """
     found = []
     with open(path, "rb") as stream:
         for number, line in enumerate(stream.read().split(b"\n"), start=1):
@@ -165,9 +168,10 @@ def read_chats(path: str) -> list[tuple[int, dict[str, Any]]]:
                 chat = json.loads(line.decode("utf-8-sig"))
                 if isinstance(chat, dict) and isinstance(chat.get("messages"), list):
                     found.append((number, chat))
-    if len(found) > ALL_UP_TO:
+    of = len(found)
+    if of > ALL_UP_TO:
         found = sorted(found, key=lambda one: -_text_length(one[1]))[:LARGEST]
-    return found
+    return found, of
 
 
 def _text_length(chat: dict[str, Any]) -> int:
@@ -207,13 +211,14 @@ def measure(tokenizer: Any, path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         return {"missing": True}
     lengths, refused = [], []
-    for line, chat in read_chats(path):
+    chats, of = read_chats(path)
+    for line, chat in chats:
         try:
             lengths.append([line, tokens_of(tokenizer, chat)])
         except Exception as error:  # a template raises what it likes
             refused.append([line, f"{type(error).__name__}: {error}".splitlines()[0]])
     lengths.sort(key=lambda one: -one[1])
-    return {"chats": len(lengths) + len(refused), "lengths": lengths[:LARGEST], "refused": refused}
+    return {"chats": len(chats), "of": of, "lengths": lengths[:LARGEST], "refused": refused}
 
 
 def look_at_model(asked: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from . import acceptance, bundle, issues, live, markers, runs, summary
+from . import acceptance, bundle, handover, issues, live, markers, runs, summary
 from .atomic import write_bytes, write_json, write_text
 from .errors import TrainError
 from .file_names import shown
@@ -80,12 +80,16 @@ def gather(
             "started": controller["started"],
             "ended": issues.now(),
             "verdict": verdict,
+            "host": socket.gethostname(),
+            "project_root": root,
+            "environment": _environment(controller),
+            "acceptance_gate": request["acceptance_gate"],
             "plan": controller["plan"],
             "stages": stages,
         },
     )
     runs.mark(root, run, "collect", "done")
-    files = sorted(set(_names(where)) | {"TRAINING_SUMMARY.md", "outputs.sha256", "SHA256SUMS"})
+    files = sorted(_own_names(where) | {"TRAINING_SUMMARY.md", "outputs.sha256", "SHA256SUMS"})
     write_text(
         os.path.join(where, "TRAINING_SUMMARY.md"),
         summary.render(
@@ -107,10 +111,10 @@ def gather(
     write_bytes(os.path.join(where, "outputs.sha256"), write_manifest(outputs))
     own = {
         name: file_digest(os.path.join(where, name), "sha256")
-        for name in _names(where)
-        if name != "SHA256SUMS"
+        for name in _own_names(where) - {"SHA256SUMS"}
     }
     write_bytes(os.path.join(where, "SHA256SUMS"), write_manifest(own))
+    _let_the_worker_go(request, run, stages, controller)
     return {
         "files": _to_bring(root, f"{runs.SYNC}/{run}", outputs, own),
         "table": summary.table(stages),
@@ -118,6 +122,26 @@ def gather(
         "against": against,
         "summary": f"{runs.SYNC}/{run}/TRAINING_SUMMARY.md",
     }
+
+
+def _let_the_worker_go(
+    request: Mapping[str, Any],
+    run: str,
+    stages: list[dict[str, Any]],
+    controller: Mapping[str, Any],
+) -> None:
+    """End the worker of this run, so that the GPU is free, where no stage of the run is left.
+
+    One of another run is left alone: that run's own collect ends it, or its time.
+    """
+    root = request["project_root"]
+    reached = all(s["state"] != "not reached" for s in stages if s["name"] in request["selected"])
+    facts = handover.waiting(root)
+    if facts is None or facts.get("run") != run or not (reached or controller["stopped"]):
+        return
+    with live.starting(root):
+        if not live.is_held(root):
+            handover.ask_to_end(root)
 
 
 def _started(request: Mapping[str, Any], run: str, controller: Mapping[str, Any]) -> str:
@@ -193,6 +217,8 @@ def _stage_row(
         "error": record.get("error"),
         "acceptance": verdict,
         "acceptance_reasons": why,
+        "thresholds": stage["thresholds"],
+        "adapter_dir": stage["adapter_dir"],
     }
 
 
@@ -204,8 +230,7 @@ def _precheck(root: str, run: str, controller: Mapping[str, Any]) -> list[dict[s
     kept = live.read_json(path).get("findings")
     if kept and not findings:
         return list(kept)
-    record = {"schema": 1, "stops": stops, "findings": findings, "gpus": controller["gpus"]}
-    write_json(path, {**(controller.get("gate") or {}), **record})
+    write_json(path, gate_record(controller))
     if findings:
         runs.mark(root, run, "precheck", "failed" if stops else "done")
     else:
@@ -213,10 +238,19 @@ def _precheck(root: str, run: str, controller: Mapping[str, Any]) -> list[dict[s
     return findings
 
 
-def _issues(
-    where: str, stages: list[dict[str, Any]], controller: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Every warning and error of both sides, each once."""
+def gate_record(controller: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``precheck.json`` holds."""
+    return {
+        **(controller.get("gate") or {}),
+        "schema": 1,
+        "stops": bool(controller["gate_stops"]),
+        "findings": controller["findings"],
+        "gpus": controller["gpus"],
+    }
+
+
+def controllers_issues(controller: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every warning and error that the controller knows of."""
     stops = bool(controller["gate_stops"])
     gate = [
         issues.make(
@@ -243,19 +277,6 @@ def _issues(
         for plan in controller["plan"]
         for warning in plan["warnings"]
     ]
-    judged = [
-        issues.make(
-            "collect",
-            f"The acceptance gate fails {stage['name']}: {reason}.",
-            category="training_logic",
-            severity="warning",
-            stage=stage["name"],
-            action="Read its predictions before using this adapter.",
-        )
-        for stage in stages
-        if stage["acceptance"] == "failed"
-        for reason in stage["acceptance_reasons"]
-    ]
     failure = controller["failure"]
     # The controller's word of a stage that wrote down itself how it ended is worth an issue too:
     # something broke on the way to it.
@@ -271,14 +292,28 @@ def _issues(
         for failure in failures
         if not failure.get("recorded")
     ]
-    kept = issues.read(os.path.join(where, "issues.jsonl"))
-    known = {(issue["phase"], issue["symptom"]) for issue in kept}
-    fresh = [
-        issue
-        for issue in (*gate, *planned, *unwritten, *judged, *controller["issues"])
-        if (issue["phase"], issue["symptom"]) not in known
+    return [*gate, *planned, *unwritten, *controller["issues"]]
+
+
+def _issues(
+    where: str, stages: list[dict[str, Any]], controller: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Every warning and error of both sides, each once."""
+    judged = [
+        issues.make(
+            "collect",
+            f"The acceptance gate fails {stage['name']}: {reason}.",
+            category="training_logic",
+            severity="warning",
+            stage=stage["name"],
+            action="Read its predictions before using this adapter.",
+        )
+        for stage in stages
+        if stage["acceptance"] == "failed"
+        for reason in stage["acceptance_reasons"]
     ]
-    return issues.merge(kept, fresh)
+    kept = issues.read(os.path.join(where, "issues.jsonl"))
+    return issues.add(kept, [*controllers_issues(controller), *judged])
 
 
 def _outputs(request: Mapping[str, Any]) -> dict[str, str]:
@@ -304,6 +339,11 @@ def _outputs(request: Mapping[str, Any]) -> dict[str, str]:
 def _is_collected(name: str) -> bool:
     """Whether a file of an adapter's folder comes home: no pickle does, whatever its name."""
     return name.endswith(COLLECTED) or os.path.basename(name).startswith("events.out.tfevents.")
+
+
+def _own_names(where: str) -> set[str]:
+    """What of a run's folder is the host's: home may be the same folder, and has its page there."""
+    return set(_names(where)) - {runs.PAGE}
 
 
 def _names(folder: str) -> list[str]:

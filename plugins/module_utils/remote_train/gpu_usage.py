@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import nvidia_smi
+from . import nvidia_smi, programs
 
 FIELDS = ("index", "name", "utilization.gpu", "memory.used", "memory.total")
 """What is asked for, as ``nvidia-smi --help-query-gpu`` names it."""
@@ -23,13 +23,15 @@ def ask(program: str = "nvidia-smi", timeout: float = WITHIN) -> tuple[list[dict
     if path is None:
         return [], ""
     words = [f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]
-    called = nvidia_smi.run(path, words, timeout)
-    if called.state == "hangs":
+    asked = programs.ask([path, *words], timeout, {"LC_ALL": "C"})
+    if asked.state == "hangs":
         return [], f"nvidia-smi gave no answer in {timeout:g} s"
-    if called.state != "ended" or called.code != 0:
-        said = (called.text or called.lines()).strip().splitlines()[:1] or ["it gave no reason"]
+    if asked.state != "ended" or asked.status != 0:
+        said = (asked.complaints or asked.reason or asked.text).splitlines()[:1] or [
+            "it gave no reason"
+        ]
         return [], f"nvidia-smi failed: {said[0][:200]}"
-    return [gpu for line in called.lines().splitlines() if (gpu := _gpu(line))], ""
+    return [gpu for line in asked.text.splitlines() if (gpu := _gpu(line))], ""
 
 
 def _gpu(line: str) -> dict[str, Any] | None:

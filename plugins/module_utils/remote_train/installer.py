@@ -1,24 +1,22 @@
 """Install packages into a venv of this project's: with uv where it is there, with pip otherwise.
 
 A torch that is there is never replaced. pip sees it through the venv, and a constraint holds it;
-uv looks into the venv alone, so there torch is left out of what it resolves.
+uv looks into the venv alone, so there it is resolved with a stand-in, and then left out.
 """
 
 from __future__ import annotations
 
-import configparser
 import glob
 import os
 import re
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from . import programs
+from . import install_failures, package_index, programs, pythons
 from .errors import TrainError
 
 UV_FOLDERS = ("~/.local/bin", "~/.cargo/bin", "/usr/local/bin", "/opt/uv")
@@ -84,14 +82,27 @@ def make_venv(base: str, folder: str) -> str:
 
     :raises TrainError: where ``base`` can't make one.
     """
-    programs.run(
-        [base, "-m", "venv", "--system-site-packages", "--without-pip", "--clear", folder],
-        f"The venv for the training can't be made with {base}",
-        "Name a Python that has the module venv with provision_python.",
-    )
+    try:
+        programs.run(
+            [base, "-m", "venv", "--system-site-packages", "--without-pip", "--clear", folder],
+            f"The venv for the training can't be made with {base}",
+            "Name a Python that has the module venv with provision_python.",
+        )
+    except TrainError as error:
+        raise install_failures.explained(error, [], base, _written(folder, "")) from error
     python = os.path.join(folder, "bin", "python")
     _see_packages_of(base, python)
     return python
+
+
+def _written(venv: str, cache: str) -> dict[str, str]:
+    """The folders that an installation writes to, with what helps where one of them is full."""
+    return {
+        venv: "choose another project_root",
+        cache or os.path.expanduser("~/.cache"): "set runtime_base to another disk",
+        os.environ.get("TMPDIR")
+        or os.path.join(os.sep, "tmp"): "set TMPDIR on the host to another disk's folder",
+    }
 
 
 def sees(base: str, python: str) -> bool:
@@ -124,20 +135,9 @@ def _see_packages_of(base: str, python: str) -> None:
             stream.write(line)
 
 
-def _answer(command: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
+def _answer(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    ended = programs.ask(command, 60, environment)
+    return ended.text if ended.state == programs.ENDED else ""
 
 
 def install(
@@ -163,30 +163,141 @@ def install(
         "Check the host's way to a package index: provision_index_url names a mirror, and "
         "provision_wheels a folder of wheels for a host without internet."
     )
-    with _requirement_file(torch, left_out=bool(uv)) as held:
+    with tempfile.TemporaryDirectory(prefix="remote-train-") as folder:
         if uv:
-            command = [
-                uv,
-                "pip",
-                "install",
-                "--python",
-                python,
-                "--no-progress",
-                "--color",
-                "never",
-            ]
-            command += ["--override", held] if held else []
+            commands = _with_uv(uv, python, wanted, torch, _from(source), folder)
             environment = uv_environment(source, cache)
         else:
-            command = [*_pip(base, python, source.wheels, pip), "install", "--no-input"]
-            command += ["--disable-pip-version-check", "--progress-bar", "off"]
-            command += ["--constraint", held] if held else []
+            command = _pip(base, python, source.wheels, pip)
+            commands = [_with_pip(command, wanted, torch, _from(source), folder)]
             environment = pip_environment(source, cache)
-        if source.wheels:
-            command += ["--find-links", source.wheels]
-            command += [] if source.index_url else ["--no-index"]
-        programs.run([*command, *wanted], failure, hint, environment, on_line)
+        if source.index_url or not source.wheels:
+            program = commands[-1][: commands[-1].index("install") + 1]
+            environment.update(_ask_index(program, environment, wanted[0], on_line))
+        lines: list[str] = []
+
+        def note(line: str) -> None:
+            lines.append(line)
+            on_line(line)
+
+        try:
+            for command in commands:
+                programs.run(command, failure, hint, environment, note)
+        except TrainError as error:
+            wheels = "" if source.index_url else source.wheels
+            venv = os.path.dirname(os.path.dirname(python))
+            raise install_failures.explained(
+                error, lines, python, _written(venv, cache), wanted, wheels, torch
+            ) from error
     return "uv" if uv else "pip"
+
+
+def _from(source: Source) -> list[str]:
+    """The options that say where packages come from; an index is in the environment."""
+    if not source.wheels:
+        return []
+    return ["--find-links", source.wheels, *([] if source.index_url else ["--no-index"])]
+
+
+def _with_uv(
+    uv: str, python: str, wanted: Sequence[str], torch: str, options: list[str], folder: str
+) -> list[list[str]]:
+    """The commands that uv installs with.
+
+    It looks into the venv alone, and so would add a torch beside the one that is there. First it
+    resolves with a stand-in for that one, so that what it chooses fits it, or nothing does; then
+    it installs that, with torch taken out.
+
+    :param folder: where files for it may lie.
+    """
+    common = ["--python", python, "--no-progress", "--color", "never", *options]
+    install = [uv, "pip", "install", *common]
+    if not torch:
+        return [[*install, *wanted]]
+    asked, chosen = os.path.join(folder, "asked.in"), os.path.join(folder, "chosen.txt")
+    without = os.path.join(folder, "without.txt")
+    version = _stand_in(folder, torch)
+    _write(asked, [*wanted, f"torch=={version}"])
+    # An override replaces what any package asks of torch; one whose marker never holds, by nothing.
+    _write(without, ["torch ; python_version < '3'"])
+    resolve = [uv, "pip", "compile", *common, "--find-links", folder, "--no-header", "--quiet"]
+    resolve += ["--no-annotate", asked, "--output-file", chosen]
+    return [resolve, [*install, "--override", without, "--constraint", chosen, *wanted]]
+
+
+def _with_pip(
+    pip: list[str], wanted: Sequence[str], torch: str, options: list[str], folder: str
+) -> list[str]:
+    """The command that pip installs with: it sees the torch that is there, and has to keep it."""
+    command = [*pip, "install", "--no-input", "--disable-pip-version-check"]
+    command += ["--progress-bar", "off", *options]
+    if torch:
+        held = os.path.join(folder, "torch.txt")
+        _write(held, [f"torch=={torch}"])
+        command += ["--constraint", held]
+    return [*command, *wanted]
+
+
+def _stand_in(folder: str, torch: str) -> str:
+    """Write a wheel with nothing in it that passes for a torch; the version that it has.
+
+    Only the numbers: an image's own build counts as the release that it was made from.
+    """
+    version = ".".join(map(str, pythons.numbers(torch)))
+    info = f"torch-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n"
+    kind = "Wheel-Version: 1.0\nGenerator: none\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files = {f"{info}/METADATA": metadata, f"{info}/WHEEL": kind, f"{info}/RECORD": ""}
+    with zipfile.ZipFile(os.path.join(folder, f"torch-{version}-py3-none-any.whl"), "w") as wheel:
+        for name, content in files.items():
+            wheel.writestr(name, content)
+    return version
+
+
+def _write(path: str, lines: Sequence[str]) -> None:
+    with open(path, "w", encoding="utf-8") as stream:
+        stream.writelines(f"{line}\n" for line in lines)
+
+
+def _ask_index(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    package: str,
+    on_line: Callable[[str], None],
+) -> dict[str, str]:
+    """Look whether an index answers before one is asked for all of it.
+
+    What it returns is for the environment, where pip is to leave one out that doesn't.
+
+    :param command: what installs, up to its word ``install``.
+    :raises TrainError: where none does.
+    """
+    whole = {**os.environ, **environment}
+    pips = package_index.pip_settings(whole)
+    uv = os.path.basename(command[0]) == "uv"
+    # Which index is asked where none is named is told by the program's own help.
+    told = _answer([*command, "--help"], {**whole, "COLUMNS": "1000"})
+    default = re.search(r"\(.*default:? <?(https?://[^\s>)]+)", told)
+    if uv:
+        first = whole.get("UV_DEFAULT_INDEX") or whole.get("UV_INDEX_URL")
+        more = f"{whole.get('UV_INDEX', '')} {whole.get('UV_EXTRA_INDEX_URL', '')}".split()
+        more = [re.sub(r"^[\w.-]+=(?=https?://)", "", one) for one in more]
+    else:
+        first = pips["index-url"]
+        more = pips["extra-index-url"].split()
+        if pips["no-index"].lower() in ("1", "true", "yes", "on"):
+            return {}
+    urls = [*([first] if first else default.groups() if default else ()), *more]
+    proxy = environment.get("HTTP_PROXY", "") if uv else pips["proxy"]
+    proxies = {"http": proxy, "https": proxy} if proxy else None
+    silent = package_index.check(urls, package, uv, proxies)
+    for url, why in silent.items():
+        on_line(f"left out the index {package_index.shown(url)}: {why}")
+    live = [url for url in urls if url not in silent]
+    if not silent:
+        return {}
+    # pip would try each package there for a minute. What is empty counts as not set.
+    return {"PIP_INDEX_URL": live[0], "PIP_EXTRA_INDEX_URL": " ".join(live[1:] or live)}
 
 
 def _pip(base: str, python: str, wheels: str, carried: str) -> list[str]:
@@ -203,21 +314,6 @@ def _pip(base: str, python: str, wheels: str, carried: str) -> list[str]:
         "Install one of them there; on Debian and Ubuntu that is the package python3-pip.",
     )
     return [python, "-m", "pip"]
-
-
-@contextmanager
-def _requirement_file(torch: str, left_out: bool) -> Iterator[str]:
-    """A file that holds torch at its version, or that takes it out of what uv resolves."""
-    if not torch:
-        yield ""
-        return
-    # An override replaces what any package asks of torch; one whose marker never holds, by nothing.
-    line = "torch ; python_version < '3'" if left_out else f"torch=={torch}"
-    with tempfile.TemporaryDirectory(prefix="remote-train-") as folder:
-        path = os.path.join(folder, "torch.txt")
-        with open(path, "w", encoding="utf-8") as stream:
-            stream.write(line + "\n")
-        yield path
 
 
 def pip_environment(source: Source, cache: str) -> dict[str, str]:
@@ -238,18 +334,29 @@ def uv_environment(source: Source, cache: str) -> dict[str, str]:
     """The same for uv, which doesn't read what pip is set up with: that is handed on."""
     found = {"UV_HTTP_TIMEOUT": "120", "UV_PYTHON_DOWNLOADS": "never", "UV_NO_CONFIG": "1"}
     found["UV_LINK_MODE"] = "copy"  # its cache often lies on another disk; then links only warn
-    index, extra = pip_indexes(os.environ)
+    pips = package_index.pip_settings(os.environ)
+    index = pips["index-url"]
     if "UV_DEFAULT_INDEX" in os.environ or "UV_INDEX_URL" in os.environ:
         index = ""
     index = source.index_url or index
     if index:
         found["UV_DEFAULT_INDEX"] = index
         found.update(_plain("UV_INSECURE_HOST", index))
-    if extra:
-        found["UV_INDEX"] = extra
+    if pips["extra-index-url"]:
+        found["UV_INDEX"] = pips["extra-index-url"]
+    if pips["proxy"]:
+        found.update(_proxy(pips["proxy"]))
     if cache:
         found["UV_CACHE_DIR"] = os.path.join(cache, "uv")
     return found
+
+
+def _proxy(url: str) -> dict[str, str]:
+    """The proxy that pip is set up with, for uv, where the environment names none."""
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    if any(name in os.environ or name.lower() in os.environ for name in names):
+        return {}
+    return dict.fromkeys(names[:2], url)
 
 
 def _plain(name: str, index_url: str) -> dict[str, str]:
@@ -257,25 +364,6 @@ def _plain(name: str, index_url: str) -> dict[str, str]:
     parts = urlsplit(index_url)
     host = parts.netloc.rpartition("@")[2]
     return {name: host} if parts.scheme == "http" else {}
-
-
-def pip_indexes(environment: Mapping[str, str]) -> tuple[str, str]:
-    """The index and the further ones that pip is set up with on this host; empty where it isn't."""
-    index, extra = "", ""
-    files = ["/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf"]
-    named = environment.get("PIP_CONFIG_FILE")
-    for path in [*files, *([named] if named else [])] if named != os.devnull else []:
-        parser = configparser.RawConfigParser()
-        try:
-            parser.read(os.path.expanduser(path), encoding="utf-8")
-        except (configparser.Error, UnicodeDecodeError):
-            continue
-        for section in ("global", "install"):
-            index = parser.get(section, "index-url", fallback=index)
-            extra = parser.get(section, "extra-index-url", fallback=extra)
-    index = environment.get("PIP_INDEX_URL") or index
-    extra = environment.get("PIP_EXTRA_INDEX_URL") or extra
-    return index, " ".join(extra.split())
 
 
 def check_wheels(folder: str) -> None:

@@ -121,6 +121,12 @@ def merge(*sources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(unique.values(), key=lambda issue: str(issue["time"]))
 
 
+def add(kept: list[dict[str, Any]], more: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What is on record with what isn't yet: the same may have been seen at another time."""
+    known = {(issue["phase"], issue["symptom"]) for issue in kept}
+    return merge(kept, (one for one in more if (one["phase"], one["symptom"]) not in known))
+
+
 def render(issues: list[dict[str, Any]]) -> str:
     """``ISSUES.md``: a section each."""
     if not issues:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .nvidia_smi import run
+from . import programs
 
 KMSG = "/dev/kmsg"
 
@@ -44,15 +44,22 @@ class KernelLog:
     reason: str = ""
 
 
-def read(sources: Iterable[str] = ("kmsg", "dmesg", "journal")) -> KernelLog:
-    """The first of the sources that can be read."""
+def read(
+    sources: Iterable[str] = ("kmsg", "dmesg", "journal"),
+    keep: Callable[[str], bool] | None = None,
+) -> KernelLog:
+    """The first of the sources that can be read.
+
+    :param keep: which lines are kept; without it, those in which the driver speaks.
+    """
+    keep = keep or _of_the_driver
     reasons = []
     for name in sources:
         found = _SOURCES[name]()
         if isinstance(found, str):
             reasons.append(found)
         else:
-            return KernelLog(name, tuple(line for line in found if _of_the_driver(line.text)))
+            return KernelLog(name, tuple(line for line in found if keep(line.text)))
     return KernelLog(reason="; ".join(reasons))
 
 
@@ -97,15 +104,14 @@ def _printed(words: list[str]) -> list[Line] | str:
     path = shutil.which(words[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/bin:/bin")
     if path is None:
         return f"there is no {words[0]}"
-    called = run(path, words[1:], PROGRAM_TIMEOUT)
-    if called.state == "hangs":
+    asked = programs.ask([path, *words[1:]], PROGRAM_TIMEOUT, {"LC_ALL": "C"})
+    if asked.state == programs.HANGS:
         return f"{words[0]} gave no answer within {PROGRAM_TIMEOUT:g} s"
-    text = called.output.decode("utf-8", "replace")
-    lines = [_line(line) for line in text.splitlines() if not line.startswith("-- ")]
+    lines = [_line(line) for line in asked.text.splitlines() if not line.startswith("-- ")]
     # journalctl ends well where it may show nothing.
-    if called.state != "ended" or called.code or not lines:
-        said = called.complaint.decode("utf-8", "replace").strip().splitlines()[:1]
-        return f"{words[0]}: {said[0] if said else called.text or 'nothing printed'}"[:200]
+    if asked.state != programs.ENDED or asked.status or not lines:
+        said = asked.complaints.splitlines()[:1]
+        return f"{words[0]}: {said[0] if said else asked.reason or 'nothing printed'}"[:200]
     return lines
 
 

@@ -1,11 +1,13 @@
 """Start a stage on the GPU host: take its fingerprint, write its job, let go of it.
 
 Idempotent by a token that the controller draws: ssh may send a command twice, and a start that
-finds its own token running attaches instead of starting a second training.
+finds its own token running attaches instead of starting a second training. A supervisor that waits
+with its worker is given the stage; what the dead have left is brought to its end first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from . import fingerprint, live, markers, plan, pythons, runs
+from . import fingerprint, handover, live, markers, plan, processes, pythons, runs, stage_record
 from .atomic import write_json
 from .errors import TrainError
 
@@ -48,41 +50,146 @@ def start(
 
     :param python: the training's Python, as provision found it.
     :param environment: what the training gets beside its own environment; never written down.
-    :returns: ``started``, ``attached`` or ``skipped`` as ``outcome``, the ``verdict`` of the
-        marker and, unless skipped, the ``status``.
+    :returns: ``started``, ``attached``, ``busy`` or ``skipped`` as ``outcome``, the ``verdict`` of
+        the marker, unless skipped the ``status``, and ``notes``, sentences on what the dead left.
     """
+    try:
+        return _start(request, stage, run, token, python, environment, requirements)
+    except OSError as error:
+        raise TrainError(
+            f"The stage {stage['name']} can't be started on the host: {error}.",
+            f"Look at {os.path.join(request['project_root'], live.FOLDER)} and its disk.",
+            "infra",
+        ) from error
+
+
+def _start(
+    request: Mapping[str, Any],
+    stage: Mapping[str, Any],
+    run: str,
+    token: str,
+    python: str,
+    environment: Mapping[str, str],
+    requirements: dict[str, str],
+) -> dict[str, Any]:
     root = request["project_root"]
     with live.starting(root):
+        handover.settle(root)
         status = live.read_json(live.path(root, "status.json"))
         if status.get("token") == token and status.get("state") in live.ENDED:
-            return {"outcome": "attached", "verdict": {}, "status": status}
+            return {"outcome": "attached", "verdict": {}, "status": status, "notes": []}
         running = live.running(root)
         if running:
             live.require_running(root, running)
             outcome = "attached" if running.get("token") == token else "busy"
-            return {"outcome": outcome, "verdict": {}, "status": running}
+            status, notes = _followed(root, running, environment)
+            return {"outcome": outcome, "verdict": {}, "status": status, "notes": notes}
+        notes = stage_record.take_over(root)
         job, verdict = _job(request, stage, run, token, python, requirements)
         if verdict["action"] == "skip":
             if not _trained_in(root, run, stage["name"], job["fingerprint"]):
                 runs.mark(root, run, stage["name"], "skipped")
-            return {"outcome": "skipped", "verdict": verdict, "status": {}}
+            return {"outcome": "skipped", "verdict": verdict, "status": {}, "notes": notes}
+        if job["training"]["checkpoints"]["fresh"]:
+            stage_record.remove_checkpoints(root, stage["name"])
         write_json(live.path(root, "training.json"), job["training"])
         write_json(live.path(root, "job.json"), job)
         write_json(live.path(root, "status.json"), {})
+        order = {"token": token, "environment": {**environment, **_names_for_command(job)}}
+        status = _hand_over(root, job["engine"], order) or _begin(root, job["engine"], order)
+        return {"outcome": "started", "verdict": verdict, "status": status, "notes": notes}
+
+
+def attach(root: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """See to it that the stage that runs in ``root`` has a living supervisor to be followed by.
+
+    :returns: as :func:`start`; the ``status`` is the last one where nothing runs any more.
+    """
+    with live.starting(root):
+        handover.settle(root)
+        running = live.running(root)
+        if running is None:
+            notes: list[str] = []
+            status = live.read_json(live.path(root, "status.json"))
+        else:
+            live.require_running(root, running)
+            status, notes = _followed(root, running, environment)
+        return {"outcome": "attached", "verdict": {}, "status": status, "notes": notes}
+
+
+def _hand_over(root: str, engine: str, order: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Give the stage to the supervisor that waits; its status, or None where none takes it."""
+    facts = handover.waiting(root)
+    if facts is None:
+        return None
+    same = facts.get("engine") == handover.engine_digest(engine)
+    if same and facts.get("state") == "waiting" and handover.give(root, order):
+        deadline = time.monotonic() + STARTED_WITHIN
+        while time.monotonic() < deadline:
+            lives = handover.waiting(root) is not None
+            status = live.read_json(live.path(root, "status.json"))
+            if status.get("token") == order["token"]:
+                return status
+            if not lives:
+                return None
+            time.sleep(0.02)
+    if not handover.end(root):
+        raise TrainError(
+            f"The supervisor that waits in {root} (process {facts.get('pid')}) doesn't take the "
+            "stage, and doesn't end.",
+            f"End it on the host: it holds {live.path(root, handover.LOCK)}.",
+            "infra",
+        )
+    return None
+
+
+def _begin(root: str, engine: str, order: Mapping[str, Any]) -> dict[str, Any]:
+    """Start a supervisor with its first order; its status."""
+    log = os.open(live.path(root, "supervisor.log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "remote_train.supervisor", root],
-            cwd=job["engine"],
-            env={**os.environ, **environment, **_names_for_command(job)},
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "remote_train.supervisor", root, handover.engine_digest(engine)],
+            cwd=engine,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=_supervisor_log(root),
+            stderr=log,
             start_new_session=True,
         )
-        return {
-            "outcome": "started",
-            "verdict": verdict,
-            "status": _wait_for_status(root, token, supervisor),
-        }
+    finally:
+        os.close(log)
+    # Not in its environment or a file: what the training is given may be a secret.
+    if supervisor.stdin is not None:
+        with contextlib.suppress(BrokenPipeError), supervisor.stdin:
+            supervisor.stdin.write(handover.as_line(order))
+    return _wait_for_status(root, order["token"], supervisor)
+
+
+def _followed(
+    root: str, running: dict[str, Any], environment: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The status of a stage that runs; where its supervisor is dead, another one follows it."""
+    child = running.get("child") or {}
+    if (
+        processes.is_process(running)
+        or not processes.is_process(child)
+        or handover.waiting(root) is not None
+    ):
+        return running, []
+    job = live.read_json(live.path(root, "job.json"))
+    if not job or job.get("token") != running.get("token"):
+        return running, []
+    order = {
+        "token": job["token"],
+        "adopt": True,
+        "environment": {**environment, **_names_for_command(job)},
+    }
+    before = running.get("pid")
+    status = _begin(root, job["engine"], order)
+    text = (
+        f"The supervisor of {job['stage']} (process {before}) was killed, and its training goes on "
+        f"as process {child.get('pid')}: another one (process {status.get('pid')}) follows it."
+    )
+    return status, [text]
 
 
 def _names_for_command(job: Mapping[str, Any]) -> dict[str, str]:
@@ -100,21 +207,17 @@ def _as_text(value: Any) -> str:
     return ",".join(value) if isinstance(value, list) else str(value)
 
 
-def _supervisor_log(root: str) -> int:
-    """Where a defect of the supervisor's own leaves its traceback."""
-    return os.open(live.path(root, "supervisor.log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-
-
 def _wait_for_status(root: str, token: str, supervisor: subprocess.Popen[bytes]) -> dict[str, Any]:
     deadline = time.monotonic() + STARTED_WITHIN
     ended = False  # a stage that fails at once has ended, and has written its status before
     while time.monotonic() < deadline:
         status = live.read_json(live.path(root, "status.json"))
-        if status.get("token") == token:
+        own = status.get("pid") in (supervisor.pid, None)  # and not what a dead one said
+        if status.get("token") == token and own:
             return status
         if ended:
             break
-        ended = supervisor.poll() not in (None, 0)
+        ended = supervisor.poll() is not None
         time.sleep(0.02)
     with open(live.path(root, "supervisor.log"), "rb") as stream:
         said = stream.read().decode("utf-8", "replace").strip().splitlines()
@@ -138,6 +241,18 @@ def _trained_in(root: str, run: str, stage: str, inputs: str) -> bool:
         "done",
         "train",
         inputs,
+    )
+
+
+def _left_checkpoints(root: str, run: str, stage: str) -> bool:
+    """Whether this very run has left checkpoints of the stage: then it goes on from them."""
+    folder = os.path.join(root, stage_record.CHECKPOINTS, stage)
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    return any(
+        live.read_json(os.path.join(folder, n, "state.json")).get("run") == run for n in names
     )
 
 
@@ -178,6 +293,7 @@ def _job(
     verdict = markers.judge(root, name, inputs, evaluation, request["fingerprint_ignore"], force)
     mode = verdict["action"] if verdict["action"] != "skip" else "train"
     result = live.path(root, "result.json")
+    survival = request["survival"]
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     training = {
         "schema": 1,
@@ -201,6 +317,14 @@ def _job(
             "data": inputs["data"],
             "packages": packages,
         },
+        "checkpoints": {
+            "folder": f"{stage_record.CHECKPOINTS}/{name}",
+            "steps": survival["checkpoint_steps"],
+            "minutes": survival["checkpoint_minutes"],
+            "keep": survival["checkpoint_keep"],
+            "fresh": force and not _left_checkpoints(root, run, name),
+        },
+        "low_memory": survival["low_memory"],
     }
     job = {
         "schema": 1,
@@ -210,7 +334,7 @@ def _job(
         "mode": mode,
         "reasons": verdict["reasons"],
         "engine": engine,
-        "argv": own or [python, "-m", "training", live.path(root, "training.json")],
+        "argv": own or [python, "-m", "training", "--serve"],
         "cwd": root if own else engine,
         "command": own,
         "adapter_dir": stage["adapter_dir"],
@@ -221,5 +345,8 @@ def _job(
         "fingerprint": fingerprint.digest(inputs),
         "evaluation_fingerprint": fingerprint.digest(evaluation),
         "training": training,
+        "retries": survival["stage_retries"],
+        "retry_pause": survival["stage_retry_pause"],
+        "idle_timeout": survival["worker_idle_timeout"],
     }
     return job, verdict

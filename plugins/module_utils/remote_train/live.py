@@ -67,24 +67,49 @@ def take(root: str, holder: dict[str, Any]) -> int | None:
     :returns: the descriptor that holds the lock until it is closed.
     """
     os.makedirs(os.path.join(root, FOLDER), exist_ok=True)
-    descriptor = os.open(path(root, "lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = lock_file(path(root, "lock"))
+    if descriptor is not None:
+        say_holder(root, holder)
+    return descriptor
+
+
+def say_holder(root: str, holder: Mapping[str, Any]) -> None:
+    """Say who holds the lock."""
+    write_json(path(root, "holder.json"), dict(holder))
+
+
+def lock_file(file: str) -> int | None:
+    """Make a lock's file and take it: the descriptor; None where another process has it."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    if lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def lock(descriptor: int) -> bool:
+    """Take the lock of an open file; whether that could be done."""
     patience = time.monotonic() + TAKEN_WITHIN
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            return True
         except BlockingIOError:
             if time.monotonic() > patience:
-                os.close(descriptor)
-                return None
+                return False
             time.sleep(0.01)
-    write_json(path(root, "holder.json"), holder)
-    return descriptor
+
+
+def unlock(descriptor: int) -> None:
+    """Let go of a lock, also for the processes that have inherited its descriptor."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager
-def starting(root: str) -> Iterator[None]:
+def starting(root: str, wait: bool = True) -> Iterator[bool]:
     """Hold back every other start in ``root`` for as long as this one takes.
+
+    :param wait: for another one to end. Without it, what comes out is whether there was none.
 
     From looking for a running stage to its supervisor's taking the lock there is time for a
     second start to find nothing and to write its job over the first one's.
@@ -92,8 +117,12 @@ def starting(root: str) -> Iterator[None]:
     os.makedirs(os.path.join(root, FOLDER), exist_ok=True)
     # The descriptor is not inherited: the supervisor that is started meanwhile outlives us.
     with open(path(root, "start.lock"), "w", encoding="ascii") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def is_held(root: str) -> bool:

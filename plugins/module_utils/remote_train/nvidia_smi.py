@@ -7,19 +7,26 @@ those of the nvidia-smi manual page, section "RETURN VALUE".
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import os
 import re
 import shutil
-import signal
-import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from . import programs
+from .programs import ENDED, Ended
 from .smi_xml import SmiError, Snapshot, parse
 
 #: Seconds that the program may take. A healthy driver without persistence mode needs up to
 #: about ten on a machine with eight GPUs.
 DEFAULT_TIMEOUT = 20.0
+
+#: The program's name; whoever sets another one has a reason.
+NAME = "nvidia-smi"
+
+#: How the reason begins where there is nothing to read.
+NO_XML = "it printed no XML"
 
 #: Where images put the program without putting it on the PATH of a non-login shell.
 EXTRA_FOLDERS = ("/usr/bin", "/usr/local/bin", "/usr/local/nvidia/bin", "/usr/lib/wsl/lib")
@@ -36,7 +43,8 @@ class Answer:
     so where the driver is loaded all the same), ``unusable`` (it can't be run), ``hangs``,
     ``failed`` (``code`` and ``text`` say how) or ``unreadable`` (``text`` says why its XML can't
     be read). ``seconds`` is the limit for ``hangs``. A call can be ``ok`` with a ``code``: a
-    corrupted infoROM gives XML and exit 14.
+    corrupted infoROM gives XML and exit 14. ``named`` is the program that the setting names, empty
+    where that is the usual one; ``usual`` is where the usual one is, if the one named is missing.
     """
 
     state: str
@@ -44,6 +52,8 @@ class Answer:
     code: int | None = None
     text: str = ""
     seconds: float = 0.0
+    named: str = ""
+    usual: str = ""
     snapshot: Snapshot = field(default_factory=Snapshot)
 
 
@@ -55,21 +65,28 @@ def find_program(program: str) -> str | None:
     return found
 
 
-def ask(program: str = "nvidia-smi", timeout: float = DEFAULT_TIMEOUT) -> Answer:
+def ask(program: str = NAME, timeout: float = DEFAULT_TIMEOUT) -> Answer:
     """Run ``program -q -x``, for at most ``timeout`` seconds, and read what it says.
 
     Never raises for what the program does or is, and never waits longer than two seconds over
     the limit: the program and its children are killed, and one that can't be killed (stuck in
     the driver) is left behind.
     """
+    named = program if program != NAME else ""
     path = find_program(program)
     if path is None:
         loaded = "the driver is loaded" if os.path.exists(DRIVER_IN_KERNEL) else ""
-        return Answer(state="missing", program=program, text=loaded)
-    called = run(path, ["-q", "-x"], timeout)
-    if called.state != "ended":
-        return Answer(called.state, program=path, text=called.text, seconds=timeout)
-    return _read(path, called.code, called.output, called.complaint)
+        usual = (find_program(NAME) or "") if named else ""
+        return Answer("missing", program, text=loaded, named=named, usual=usual)
+    asked = _ask([path, "-q", "-x"], timeout)
+    if asked.state != ENDED:
+        return Answer(asked.state, path, text=asked.reason, seconds=timeout, named=named)
+    answer = _read(path, asked.status, asked.output, asked.complaint)
+    return dataclasses.replace(answer, named=named)
+
+
+def _ask(command: Sequence[str], timeout: float) -> Ended:
+    return programs.ask(command, timeout, {"LC_ALL": "C"})
 
 
 def capabilities(
@@ -82,8 +99,8 @@ def capabilities(
     path = find_program(program)
     if path is None:
         return {}
-    called = run(path, ["--query-gpu=index,compute_cap", "--format=csv,noheader"], timeout)
-    found = re.findall(r"^\s*(\d+)\s*,\s*(\d+)\.(\d+)\s*$", called.lines(), re.M)
+    asked = _ask([path, "--query-gpu=index,compute_cap", "--format=csv,noheader"], timeout)
+    found = re.findall(r"^\s*(\d+)\s*,\s*(\d+)\.(\d+)\s*$", asked.text, re.M)
     return {int(index): (int(major), int(minor)) for index, major, minor in found}
 
 
@@ -91,80 +108,42 @@ def capabilities(
 class Links:
     """The NVLinks: ``active`` and ``inactive`` count those of each GPU, by its index.
 
-    ``told`` is whether there was an answer; a machine without NVLink answers with none.
+    ``told`` is whether there was an answer; a machine without NVLink answers with none. ``dark``
+    are the GPUs of which the driver says that all their links are inactive, without a number.
     """
 
     told: bool = False
     active: dict[int, int] = field(default_factory=dict)
     inactive: dict[int, int] = field(default_factory=dict)
+    dark: tuple[int, ...] = ()
 
 
 def links(program: str = "nvidia-smi", timeout: float = DEFAULT_TIMEOUT) -> Links:
     """Ask ``nvlink --status``, whose answer has a line for each GPU and one for each link."""
     path = find_program(program)
-    called = run(path, ["nvlink", "--status"], timeout) if path else Called("missing")
-    if called.state != "ended":
+    if path is None:
+        return Links()
+    asked = _ask([path, "nvlink", "--status"], timeout)
+    if asked.state != ENDED:
         return Links()
     active: dict[int, int] = {}
     inactive: dict[int, int] = {}
+    dark: list[int] = []
     gpu = None
-    for line in called.lines().splitlines():
-        if start := re.match(r"\s*GPU (\d+):", line):
+    said = f"{asked.text}\n{asked.complaints}".lower()
+    for line in said.splitlines():
+        if start := re.match(r"\s*gpu (\d+):", line):
             gpu = int(start.group(1))
-        elif gpu is not None and (link := re.match(r"\s*Link \d+: *(.+)", line)):
+        elif gpu is not None and (link := re.match(r"\s*link \d+: *(.+)", line)):
             counts = active if re.match(r"[1-9]|0\.\d*[1-9]", link.group(1)) else inactive
             counts[gpu] = counts.get(gpu, 0) + 1
-    # "Unable to retrieve NVLink information as all links are inActive" comes with an exit code.
-    silent = "inactive" in called.lines().lower() or called.code == 0
-    return Links(bool(active or inactive or silent), active, inactive)
-
-
-@dataclass(frozen=True)
-class Called:
-    """How a call went: ``ended``, ``hangs`` or ``unusable`` (``text`` says why it can't be run)."""
-
-    state: str
-    code: int = 0
-    output: bytes = b""
-    complaint: bytes = b""
-    text: str = ""
-
-    def lines(self) -> str:
-        """What it printed, as text."""
-        return (self.output + b"\n" + self.complaint).decode("utf-8", "replace")
-
-
-def run(path: str, words: list[str], timeout: float) -> Called:
-    """Run a program for at most ``timeout`` seconds; then it is killed with its children."""
-    try:
-        process = subprocess.Popen(
-            [path, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-            start_new_session=True,  # its own process group, so that its children go with it
-        )
-    except OSError as error:
-        return Called("unusable", text=error.strerror or str(error))
-    try:
-        output, complaint = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        _end(process)
-        return Called("hangs")
-    return Called("ended", process.returncode, output, complaint)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and its group, and don't wait for what the kernel won't let go."""
-    # Gone already, or a set-uid program that isn't ours to kill: nothing more can be done.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=2)
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
+        elif gpu is not None and "all links are inactive" in line:
+            dark.append(gpu)
+    # "Unable to retrieve NVLink information as all links are inActive", and "... information: Not
+    # Supported" of cards that have none, can come with an exit code.
+    none = "inactive" in said or "nvlink information: not supported" in said
+    told = bool(active or inactive or none or asked.status == 0)
+    return Links(told, active, inactive, tuple(dark))
 
 
 def _read(path: str, code: int, output: bytes, complaint: bytes) -> Answer:
@@ -172,7 +151,7 @@ def _read(path: str, code: int, output: bytes, complaint: bytes) -> Answer:
     said = _first_lines(output + b"\n" + complaint)
     if b"<nvidia_smi_log" not in output:
         if code == 0:
-            return Answer("unreadable", path, code, f"it printed no XML but: {said or 'nothing'}")
+            return Answer("unreadable", path, code, f"{NO_XML} but: {said or 'nothing'}")
         return Answer("failed", path, code, said)
     try:
         snapshot = parse(output)

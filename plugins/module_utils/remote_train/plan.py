@@ -244,7 +244,7 @@ def bare(
         base = provision.base_of(search["tried"], requirements, own)
     except TrainError as error:
         return {"install": [], "msg": error.message, "hint": error.hint}
-    install = [name for name in requirements if provision.lacks(base["missing"], name)]
+    install = provision.to_install(root, search["tried"], base, requirements)[1]
     return {"install": install, "msg": "", "hint": ""}
 
 

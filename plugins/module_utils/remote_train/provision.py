@@ -81,7 +81,7 @@ def look(wanted: Wanted) -> Outlook:
     """What is left to do on the host; nothing is changed.
 
     :raises TrainError: where it can't be done: a named Python lacks something, no Python can be
-        used, the torch that is there is too old, or a base model would be moved away.
+        used, the torch that is there won't do, or a base model would be moved away.
     """
     stored = storage.pending(wanted.root, wanted.runtime_base, wanted.in_use)
     fetch = [
@@ -100,12 +100,13 @@ def look(wanted: Wanted) -> Outlook:
             "infra",
         )
     base = base_of(search["tried"], wanted.requirements, _own(wanted.root))
-    install = [
-        name + wanted.requirements[name]
-        for name in wanted.requirements
-        if lacks(base["missing"], name)
-    ]
+    if wanted.source.wheels:
+        installer.check_wheels(wanted.source.wheels)
+    goes_on, names = to_install(wanted.root, search["tried"], base, wanted.requirements)
+    install = [name + wanted.requirements[name] for name in names]
     made = f"makes a venv in {pythons.VENV} that sees {base['path']}, with {', '.join(install)}"
+    if goes_on:
+        made = f"installs {', '.join(install)} into the venv in {pythons.VENV}"
     return Outlook(
         None,
         search["tried"],
@@ -126,6 +127,25 @@ def _own(root: str) -> str:
     return os.path.join(root, pythons.VENV, "bin", "python")
 
 
+def to_install(
+    root: str,
+    tried: Sequence[Mapping[str, Any]],
+    base: Mapping[str, Any],
+    requirements: Mapping[str, str],
+) -> tuple[bool, list[str]]:
+    """Whether the project's venv is there to be gone on with, and the packages that are added.
+
+    :param tried: the probes of all Pythons.
+    :param base: that of the one that the venv is made from (:func:`base_of`).
+    """
+    own = _own(root)
+    start = base
+    for one in tried:
+        if one["path"] == own and one["python"] and installer.sees(base["path"], own):
+            start = one
+    return start is not base, [name for name in requirements if lacks(start["missing"], name)]
+
+
 def lacks(missing: Sequence[str], name: str) -> bool:
     """Whether a probe's phrases say that the package ``name`` is missing, or the wrong version."""
     starts = (f"{name}>", f"{name}<", f"{name}=", f"{name} (")
@@ -140,7 +160,7 @@ def base_of(
     Among equals the first, in the order in which they were tried.
 
     :param own: this project's own venv, from which none is made.
-    :raises TrainError: where none is new enough, or each has a torch that is too old.
+    :raises TrainError: where none is new enough, or each has a torch that is too old or too new.
     """
     usable = [
         one
@@ -159,11 +179,11 @@ def base_of(
     if good:
         return good[0]
     if old:
-        # An image's torch fits its driver. A newer one beside it may not.
+        # An image's torch fits its driver. Another one beside it may not.
         raise TrainError(
             f"The torch {old[0]['packages']['torch']} of {old[0]['path']} is not {bounds}, and a "
             "torch that is there is never replaced.",
-            "Take an image with a newer one, or make a Python that has it and name that with "
+            "Take an image with such a torch, or make a Python that has it and name that with "
             "provision_python.",
             "infra",
         )
@@ -183,29 +203,32 @@ def carry_out(wanted: Wanted, reporter: Reporter, fetcher: str) -> dict[str, Any
     for line in done:
         reporter.say(line)
     python = outlook.python
+    installed: list[str] = []
     if python is None:
-        python = _make_python(wanted, outlook.base or {}, reporter)
-        done.append(f"made {python['path']} with {', '.join(outlook.install)}")
+        python, installed, made = _make_python(wanted, outlook.base or {}, reporter)
+        done.append(made)
     folders = {}
     for model in outlook.fetch:
         folders[str(model["name"])] = fetch(wanted, model, python["path"], reporter, fetcher)
-        done.append(f"fetched {_from(model, wanted)}")
+        done.append(f"fetched the model {_from(model, wanted)}")
     return {
         "changed": bool(done),
         "python": python,
-        "installed": outlook.install,
+        "installed": installed,
         "done": done,
         "models": folders,
     }
 
 
-def _make_python(wanted: Wanted, base: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
-    if wanted.source.wheels:
-        installer.check_wheels(wanted.source.wheels)
+def _make_python(
+    wanted: Wanted, base: Mapping[str, Any], reporter: Reporter
+) -> tuple[dict[str, Any], list[str], str]:
+    """The probe of the venv's Python, what was installed there, and both in words."""
     verify_sent(wanted.digests)
     requirements = dict(wanted.requirements)
     python = _own(wanted.root)
-    if installer.sees(base["path"], python):
+    goes_on = installer.sees(base["path"], python)
+    if goes_on:
         reporter.say(f"going on with the venv of {python}")
     else:
         reporter.show("making a venv")
@@ -244,7 +267,10 @@ def _make_python(wanted: Wanted, base: Mapping[str, Any], reporter: Reporter) ->
             f"Remove {os.path.join(wanted.root, pythons.VENV)} and give the same command again.",
             "infra",
         )
-    return made
+    words = f"made a venv in {pythons.VENV} that sees {base['path']}, with {', '.join(missing)}"
+    if goes_on:
+        words = f"installed {', '.join(missing)} into the venv in {pythons.VENV}"
+    return made, missing, words
 
 
 def verify_sent(digests: Mapping[str, str]) -> None:

@@ -75,7 +75,7 @@ def parse_requirements(text: str) -> dict[str, str]:
     return found
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
     """The release numbers of a version: ``2.13.0+cpu`` and ``2.13.0a0+git1`` are (2, 13, 0)."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in match.group().split(".")) if match else ()
@@ -89,7 +89,7 @@ def satisfies(version: str, bounds: str) -> bool:
     """
     for bound in filter(None, bounds.split(",")):
         operator, wanted = re.match(r"(>=|<=|==|<|>)?(.*)", bound).groups()  # type: ignore[union-attr]
-        have, want = _numbers(version), _numbers(wanted)
+        have, want = numbers(version), numbers(wanted)
         width = max(len(have), len(want))
         have += (0,) * (width - len(have))
         want += (0,) * (width - len(want))

@@ -110,6 +110,9 @@ def typed(name: str, value: Any, kind: str) -> Any:
     )
 
 
+LANGUAGES = ("en", "zh")
+"""The languages that a run's page can be in."""
+
 _LEAST = {
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 1,
@@ -407,6 +410,7 @@ def build(
         "force": boolean("force", values["force"]),
         "gpu_gate": mode("gpu_gate", values["gpu_gate"], gates),
         "acceptance_gate": mode("acceptance_gate", values["acceptance_gate"], gates),
+        "report_language": mode("report_language", values["report_language"], LANGUAGES),
         "on_stage_failure": values["on_stage_failure"],
         "on_lock": values["on_lock"],
         "reconnect_timeout": typed("reconnect_timeout", values["reconnect_timeout"], "int"),

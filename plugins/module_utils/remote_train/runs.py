@@ -16,6 +16,8 @@ from .errors import TrainError
 from .live import read_json
 
 SYNC = "outputs/training_sync"
+PAGE = "report.html"
+"""The page of a run: drawn at home, and so in no list of the host's."""
 STATES = ("done", "failed", "skipped")
 _NAME = re.compile(r"run_\d{8}T\d{6}Z(_\d+)?")
 

@@ -73,7 +73,8 @@ class Gpu:
 
     Memory is in MiB, temperatures in degrees Celsius, ``utilization`` in percent.
     ``pcie_generation_max`` is the most of card and slot together, ``pcie_generation_device`` that
-    of the card alone. ``fabric_state`` is told by cards behind an NVSwitch.
+    of the card alone. ``fabric_state`` is told by cards behind an NVSwitch, ``fabric_faults`` are
+    what newer ones say is wrong with it.
     ``temperature_margin`` is the distance to the limit, which newer cards give instead of
     absolute thresholds; they slow down when it falls to ``slowdown_margin``.
     ``memory_unrepairable`` and ``repair_pending`` (of a memory channel, of a part of the chip) are
@@ -114,6 +115,7 @@ class Gpu:
     performance_state: str | None = None
     fabric_state: str | None = None
     fabric_status: str | None = None
+    fabric_faults: tuple[str, ...] = ()
     mig_enabled: bool | None = None
     mig_pending: bool | None = None
     mig_devices: tuple[MigDevice, ...] = ()
@@ -279,6 +281,7 @@ def _gpu(index: int, element: Element) -> Gpu:
         performance_state=_text(element, "performance_state"),
         fabric_state=_text(element, "fabric/state"),
         fabric_status=_text(element, "fabric/status"),
+        fabric_faults=_fabric_faults(element),
         mig_enabled=_flag(element, "mig_mode/current_mig"),
         mig_pending=_flag(element, "mig_mode/pending_mig"),
         mig_devices=tuple(_mig_device(item) for item in element.findall("mig_devices/mig_device")),
@@ -335,6 +338,27 @@ def _throttle(element: Element) -> dict[str, bool] | None:
         if reasons:
             return reasons
     return None
+
+
+#: What is told of a sound fabric, by field; drivers from R555 on, of Hopper and later.
+_SOUND_FABRIC = {
+    "summary": ("healthy",),
+    "bandwidth": ("full",),
+    "route_recovery_in_progress": ("false",),
+    "route_unhealthy": ("false",),
+    "access_timeout_recovery": ("false",),
+    "incorrect_configuration": ("false", "none"),
+}
+
+
+def _fabric_faults(element: Element) -> tuple[str, ...]:
+    """What the fabric's health says beside what it says when all is well."""
+    told = ((name, _text(element, f"fabric/health/{name}")) for name in _SOUND_FABRIC)
+    return tuple(
+        f"{name.replace('_', ' ')} {text}"
+        for name, text in told
+        if text is not None and text.lower() not in _SOUND_FABRIC[name]
+    )
 
 
 def _recovery(element: Element) -> str | None:

@@ -31,7 +31,9 @@ def of(
     :returns: ``name``, ``state`` (one of :data:`STATES`), ``reason``, ``phase``, ``step``,
         ``steps``, ``loss``, ``started``, ``ended``, ``run``, ``log``, and in seconds ``seconds``
         (how long it took or has run), ``eta`` (an estimate) and ``silent`` (since the last sign of
-        life); what isn't known is None.
+        life), ``silent_for`` (since the last one of the training itself, where that is long),
+        ``attempt``, ``kind`` (of the failure before it) and ``retry_in`` (seconds to the next
+        attempt, while it waits for that); what isn't known is None.
     """
     root = request["project_root"]
     records = _last_records(root, [stage["name"] for stage in request["stages"]])
@@ -50,7 +52,7 @@ def of(
 
 def _nothing(name: str) -> dict[str, Any]:
     known = ("phase", "step", "steps", "loss", "started", "ended", "run", "log")
-    times = ("seconds", "eta", "silent")
+    times = ("seconds", "eta", "silent", "silent_for", "attempt", "kind", "retry_in")
     return {"name": name, "state": NOT_YET, "reason": "", **dict.fromkeys((*known, *times))}
 
 
@@ -63,6 +65,7 @@ def _running(status: Mapping[str, Any], now: float) -> dict[str, Any]:
     beat = _number(status.get("heartbeat")) or now
     seconds = max(0.0, beat - (_number(status.get("started_at")) or beat))
     # What a resumed training had done before has cost nothing of this time.
+    retry_at = _number(status.get("retry_at"))
     eta = None
     if phase == "train" and step and steps and steps >= step:
         eta = round(seconds * (steps - step) / step)
@@ -79,6 +82,10 @@ def _running(status: Mapping[str, Any], now: float) -> dict[str, Any]:
         "seconds": round(seconds),
         "eta": eta,
         "silent": round(max(0.0, now - beat)),
+        "silent_for": _number(status.get("silent_for")),
+        "attempt": _number(status.get("attempt")),
+        "kind": status.get("kind"),
+        "retry_in": None if retry_at is None else round(max(0.0, retry_at - now)),
     }
 
 

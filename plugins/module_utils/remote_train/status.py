@@ -10,6 +10,7 @@ from typing import Any
 from . import (
     git_interrupted,
     gpu_usage,
+    handover,
     live,
     log_tail,
     markers,
@@ -41,7 +42,8 @@ def look(
     :returns: ``stages`` (see :func:`stage_states.of`), ``log_lines``, ``gpus`` and ``gpus_note``
         (see :func:`gpu_usage.ask`), ``lock`` (``pid``, ``host``, ``since``, ``stage``, ``run``,
         ``left``; None where nobody holds it), ``interrupted`` (folders whose sync is at work or was
-        interrupted) and ``time``, the host's, in UTC.
+        interrupted), ``worker`` (``pid``, ``run``, and for how many ``seconds`` it waits for the
+        next stage; None where none does) and ``time``, the host's, in UTC.
     """
     root = request["project_root"]
     held = live.running(root)
@@ -56,6 +58,7 @@ def look(
         "gpus_note": note,
         "lock": _lock(held),
         "interrupted": _interrupted(root),
+        "worker": _worker(root),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -77,6 +80,16 @@ def _lock(held: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     names = ("pid", "host", "since", "stage", "run")
     return {**{name: held.get(name) for name in names}, "left": list(held.get("left") or [])}
+
+
+def _worker(root: str) -> dict[str, Any] | None:
+    facts = handover.waiting(root) or {}
+    if facts.get("state") != "waiting":
+        return None
+    until = facts.get("until")
+    left = round(max(0.0, until - time.time())) if isinstance(until, (int, float)) else None
+    pid = (facts.get("worker") or {}).get("pid")
+    return {"pid": pid, "run": facts.get("run"), "seconds": left}
 
 
 def _interrupted(root: str) -> list[str]:

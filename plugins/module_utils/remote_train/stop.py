@@ -10,14 +10,14 @@ record is never touched.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import live, stop_request, supervisor
+from . import handover, live, stage_record, stop_request
 from .errors import TrainError
+from .processes import is_process, send, send_group, wait
 
 CHILD_WITHIN = 5.0
 """Seconds in which a stage that has just begun says which process trains."""
@@ -27,63 +27,6 @@ KILLED_WITHIN = 5.0
 
 SAID_WITHIN = 60.0
 """Seconds from the training's end in which its supervisor must have said how it ended."""
-
-_PAUSE = 0.05
-
-
-def is_process(who: Mapping[str, Any]) -> bool:
-    """Whether the process on record still is that process, and not another with its number.
-
-    One that has ended and that nobody has asked for its end is none: in many a container, nobody
-    ever does.
-    """
-    pid, started = who.get("pid"), who.get("start_time")
-    if not isinstance(pid, int) or pid <= 1 or started is None:
-        return False
-    if who.get("boot_id") != live.boot_id() or live.start_time(pid) != started:
-        return False
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            return stream.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except (OSError, IndexError):
-        return False
-
-
-def send(who: Mapping[str, Any], number: int) -> bool:
-    """Send a signal to a process if it is the one on record; whether it was sent.
-
-    The process is held by a descriptor while it is looked at, so that its number can't become
-    another's in between (pidfd_open(2), Linux 5.3; before that, in the microseconds between).
-    """
-    pid = who.get("pid")
-    if not isinstance(pid, int) or pid <= 1:
-        return False
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return False
-    except OSError:  # an older kernel, or a sandbox that doesn't let us
-        return is_process(who) and _sent(lambda: os.kill(pid, number))
-    try:
-        return is_process(who) and _sent(lambda: signal.pidfd_send_signal(handle, number))
-    finally:
-        os.close(handle)
-
-
-def send_group(who: Mapping[str, Any], number: int) -> bool:
-    """The same for a training and what it started: the process group that it leads."""
-    if not is_process(who):
-        return False
-    # Where it leads none, there is no group of this number, and nothing is hit.
-    return _sent(lambda: os.killpg(who["pid"], number))
-
-
-def _sent(act: Callable[[], None]) -> bool:
-    try:
-        act()
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def stop(root: str, by: str, call: str, grace: float, check: bool = False) -> dict[str, Any]:
@@ -96,14 +39,16 @@ def stop(root: str, by: str, call: str, grace: float, check: bool = False) -> di
     :returns: ``state`` (``nothing`` where nothing runs, ``running`` with ``check``, else
         ``stopped``, or ``done`` or ``failed`` where the stage ended by itself meanwhile),
         ``stage``, ``run``, ``pid`` (of the supervisor), ``log``, ``killed``, ``seconds`` and
-        ``left``, the processes that the stage has left behind.
+        ``left``, the processes that the stage has left behind; and ``waited``, the process number
+        of a supervisor that waited for the next stage and was ended, or None.
     :raises TrainError: where the process on record isn't there, may not be signalled, or doesn't
         end. Nothing else is hit.
     """
     began = time.monotonic()
     status = live.running(root)
     if status is None:
-        return _ended_before(root, call)
+        waited = None if check else _end_waiting(root)
+        return {**_ended_before(root, call), "waited": waited}
     if status.get("state") != "running":
         return {**_answer("nothing", {}), "left": list(status.get("left") or [])}
     if check:
@@ -123,10 +68,10 @@ def stop(root: str, by: str, call: str, grace: float, check: bool = False) -> di
         ) from error
     ended_as = live.read_json(live.path(root, "status.json"))
     left = (
-        []
-        if _wait(lambda: not live.is_held(root), live.SETTLED_WITHIN)
-        else live.lock_holders(root)
+        [] if wait(lambda: not live.is_held(root), live.SETTLED_WITHIN) else live.lock_holders(root)
     )
+    # A supervisor that has stopped its stage ends, and with it a worker that would wait.
+    wait(lambda: handover.waiting(root) is None, SAID_WITHIN)
     seconds = round(time.monotonic() - began, 1)
     return {**_answer(_state(ended_as), ended_as), "left": left, "seconds": seconds}
 
@@ -141,16 +86,16 @@ def _end(root: str, status: dict[str, Any], child: Mapping[str, Any], grace: flo
             return _has_ended(root, status) or gone
 
         send(status, signal.SIGTERM)
-        ended = _wait(over, grace + KILLED_WITHIN)
+        ended = wait(over, grace + KILLED_WITHIN)
     else:
 
         def over() -> bool:
             return not is_process(child)
 
         send_group(child, signal.SIGTERM)
-        ended = _wait(over, grace)
+        ended = wait(over, grace)
     killed = not ended and send_group(child, signal.SIGKILL)
-    if not _wait(over, SAID_WITHIN):
+    if not wait(over, SAID_WITHIN):
         raise TrainError(
             f"The stage {status.get('stage')} was asked to end, and process {status.get('pid')} "
             f"hasn't said in {SAID_WITHIN:.0f} s that it has.",
@@ -160,9 +105,9 @@ def _end(root: str, status: dict[str, Any], child: Mapping[str, Any], grace: flo
     if not _has_ended(root, status):
         # Its supervisor is dead: whatever it has left of the training ends now.
         send_group(child, signal.SIGTERM)
-        if not _wait(lambda: not is_process(child), grace):
+        if not wait(lambda: not is_process(child), grace):
             killed = send_group(child, signal.SIGKILL)
-            _wait(lambda: not is_process(child), KILLED_WITHIN)
+            wait(lambda: not is_process(child), KILLED_WITHIN)
         _settle(root, status, killed)
 
 
@@ -176,7 +121,17 @@ def _answer(state: str, status: Mapping[str, Any]) -> dict[str, Any]:
         "killed": bool((status.get("stopped") or {}).get("killed")),
         "seconds": 0.0,
         "left": [],
+        "waited": None,
     }
+
+
+def _end_waiting(root: str) -> int | None:
+    """End a supervisor that waits for the next stage; its number, None where there is none."""
+    facts = handover.waiting(root)
+    if facts is None:
+        return None
+    with live.starting(root):
+        return facts.get("pid") if not live.is_held(root) and handover.end(root) else None
 
 
 def _state(status: Mapping[str, Any]) -> str:
@@ -205,7 +160,7 @@ def _with_child(root: str, status: dict[str, Any]) -> dict[str, Any]:
             status.update(news)
         return bool(status.get("child")) or status.get("state") != "running"
 
-    _wait(says, CHILD_WITHIN)
+    wait(says, CHILD_WITHIN)
     return status
 
 
@@ -218,7 +173,7 @@ def _settle(root: str, status: Mapping[str, Any], killed: bool) -> None:
     """Leave the record that a dead supervisor can't leave; no lock, no record."""
     token = str(status.get("token"))
     note = stop_request.read(root, token)
-    if not _wait(lambda: supervisor.close(root, token, note, killed), live.SETTLED_WITHIN):
+    if not wait(lambda: stage_record.close(root, token, note, killed), live.SETTLED_WITHIN):
         raise TrainError(
             f"The training of {status.get('stage')} was ended, and something that it started is "
             f"still running on the host: {', '.join(live.lock_holders(root))}.",
@@ -235,13 +190,3 @@ def _foreign(root: str, status: Mapping[str, Any]) -> TrainError:
         "stopped.",
         "End what holds the lock there, if it is yours.",
     )
-
-
-def _wait(until: Callable[[], bool], seconds: float) -> bool:
-    """Whether something came about within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not until():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_PAUSE)
-    return True

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import time
 from collections.abc import Iterable
 
+from . import disk_errors
 from .errors import TrainError
 
 FOLDERS = ("models", "huggingface", "modelscope", "cache")
 """What is made in ``runtime_base``."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def pending(root: str, runtime_base: str, models: Iterable[str] = ()) -> list[str]:
@@ -92,12 +96,18 @@ def make(root: str, runtime_base: str, models: Iterable[str] = ()) -> list[str]:
         if os.path.realpath(link) != os.path.realpath(target):
             done += _link(root, link, target)
     except OSError as error:
-        raise TrainError(
-            f"{error.filename2 or error.filename} can't be made: {error.strerror}.",
-            "Set runtime_base to a folder on a disk that this user can write to.",
-            "infra",
-        ) from error
+        raise _refused(error, runtime_base) from error
     return done
+
+
+def _refused(error: OSError, runtime_base: str) -> TrainError:
+    """Why a folder or the link can't be made, with what is to be changed for that."""
+    path = str(error.filename2 or error.filename)
+    found = disk_errors.cannot(f"{path} can't be made", error)
+    if path.startswith(os.path.join(runtime_base, "")) or runtime_base.startswith(path):
+        found.hint = "Set runtime_base to a folder on a disk that this user can write to"
+        found.hint += ", or free some space there." if error.errno in _FULL else "."
+    return found
 
 
 def _link(root: str, link: str, target: str) -> list[str]:
@@ -110,7 +120,7 @@ def _link(root: str, link: str, target: str) -> list[str]:
     if os.path.lexists(link):
         backup = _free(f"{link}.backup-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
         os.rename(link, backup)
-        done.append(f"kept {link} as {backup}")
+        done.append(f"kept {link} as {os.path.basename(backup)}")
     os.rename(new, link)
     return [*done, f"linked {link} to {target}"]
 

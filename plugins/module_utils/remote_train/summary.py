@@ -23,7 +23,8 @@ def _number(value: Any, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _duration(seconds: Any) -> str:
+def duration(seconds: Any) -> str:
+    """A time for a person, to the second; empty where there is none."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(float(seconds)), 60)
@@ -52,7 +53,7 @@ def rows(stages: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                 _number(metrics.get("steps"), "d"),
                 _number(metrics.get("train_loss"), ".3f"),
                 *(_score(scores, name) for name, _ in SCORES),
-                _duration(stage["seconds"]),
+                duration(stage["seconds"]),
                 stage["acceptance"],
             )
         )

@@ -203,6 +203,24 @@ class TrainAction(ActionBase):  # type: ignore[misc]  # ansible-core has no type
         shown = fitting(printable(text), self._columns - 1) if self._columns else printable(text)
         Display().display(f"\r{shown}\x1b[K", newline=False, screen_only=True)
 
+    def draw_page(self, home: str, run: str, language: str) -> str:
+        """Draw the page of a run at home; its path.
+
+        A page that can't be drawn is no reason for a run to fail: it is a warning, and the path
+        is empty. It can be drawn again from the same files at any time.
+        """
+        try:
+            # Its libraries take a moment to load, which every other step can do without.
+            from .report.page import write_page  # noqa: PLC0415
+
+            return write_page(home, run, language)
+        except Exception as error:
+            self.warn(
+                f"The page of {run} was not drawn: {error}. Its files are in "
+                f"{os.path.join(home, 'training_sync', run)}; `remote-train report` tries again."
+            )
+            return ""
+
     def warn(self, text: str) -> None:
         """Show a warning to the person."""
         Display().warning(printable(text))

@@ -7,14 +7,30 @@ cost the host ten times as much. Success is what the status says, never how a co
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-POLL_SECONDS = (0.3, 2.0)
-"""The pause between two polls: the first one, and the longest that it grows to."""
+from remote_train import live
+from remote_train.errors import TrainError
+
+POLL_SECONDS = (0.3, 3.0)
+"""The time from one poll to the next: the first one, and the longest that it grows to."""
 
 LOG_CHUNK = 256 * 1024
 """The most new bytes of the log that one poll brings."""
+
+NEWEST = 8 * 1024
+"""The most of them where nobody reads the log as it comes, and its last lines are enough."""
+
+MISSED_BYTES = 64 * 1024
+"""The most that is brought of what came to the log while nobody followed it."""
+
+MISSED_LINES = 100
+"""The most lines that are shown of that."""
 
 MARK = "\x1d"
 """What stands before the status: a host's login files may print a banner in front of it."""
@@ -26,28 +42,178 @@ SILENT_AFTER = 60.0
 """Seconds without a heartbeat, or without an answer that can be read, before one gives up."""
 
 
-def poll_command(status: str, log: str, offset: int) -> str:
+class Poll(NamedTuple):
+    """What one poll has brought."""
+
+    status: dict[str, Any]
+    fresh: bytes
+    """New bytes of the log."""
+    start: int
+    """Where in the log they begin."""
+
+    @property
+    def end(self) -> int:
+        """Up to where the log is known."""
+        return self.start + len(self.fresh)
+
+
+def poll_command(
+    status: str, log: str, offset: int, newest: bool = False, wait: tuple[str, float] = ("", 0)
+) -> str:
     """The shell command that prints status and new log bytes.
 
-    Both paths come from the request and are quoted; ssh takes nothing but a shell's line.
+    All paths come from the request and are quoted; ssh takes nothing but a shell's line.
+
+    :param newest: leave out all but the last of the new bytes, in place of all but the first.
+    :param wait: a lock's file and seconds: first wait for whoever holds it to let go of it, for
+        that long at the most. It is what the end of a stage is seen by at once. Where there is no
+        flock(1), there is no wait.
     """
-    quoted = shlex.quote(status), shlex.quote(log)
+    shown, read = shlex.quote(status), shlex.quote(log)
+    lock, seconds = shlex.quote(wait[0]), wait[1]
+    waits = f"[ ! -f {lock} ] || flock -s -w {seconds:.1f} {lock} true 2>/dev/null; "
+    # Bytes from o up to s.
+    cut = (
+        f"[ $((s-o)) -le {NEWEST} ] || o=$((s-{NEWEST}))"
+        if newest
+        else f"[ $((s-o)) -le {LOG_CHUNK} ] || s=$((o+{LOG_CHUNK}))"
+    )
     return (
-        f"printf '\\035' && cat {quoted[0]} && printf '\\036' && "
-        f"if [ -f {quoted[1]} ]; then tail -c +{offset + 1} {quoted[1]} | head -c {LOG_CHUNK}; fi"
+        f"{waits if seconds else ''}printf '\\035' && cat {shown} && o={offset} && "
+        f"if [ -f {read} ]; then s=$(wc -c < {read}) && {{ [ $s -ge $o ] || s=$o; }} && "
+        f"{{ {cut}; }} && printf '\\036%d\\036' $o && "
+        f"{{ [ $s -eq $o ] || tail -c +$((o+1)) {read} | head -c $((s-o)); }}; "
+        f"else printf '\\036%d\\036' $o; fi"
     )
 
 
-def parse_answer(text: str) -> tuple[dict[str, Any], bytes]:
-    """The status and the new log bytes out of what the command printed.
+def parse_answer(text: str) -> Poll:
+    """What the command printed.
 
     :raises ValueError: where it isn't what the command prints.
     """
     _banner, mark, printed = text.partition(MARK)
-    head, separator, tail = printed.partition(SEPARATOR)
-    if not (mark and separator):
+    head, separator, rest = printed.partition(SEPARATOR)
+    start, second, tail = rest.partition(SEPARATOR)
+    if not (mark and separator and second and re.fullmatch("[0-9]{1,18}", start)):
         raise ValueError("no status and no log")
     status = json.loads(head)
     if not isinstance(status, dict):
         raise ValueError("no status")
-    return status, tail.encode("utf-8", "surrogateescape")
+    return Poll(status, tail.encode("utf-8", "surrogateescape"), int(start))
+
+
+def polls(
+    run: Callable[[str], str],
+    root: str,
+    status: Mapping[str, Any],
+    offset: int = 0,
+    newest: bool = False,
+) -> Iterator[Poll]:
+    """Ask again and again, until the stage has ended and all of its log is here.
+
+    The last poll holds the end, or the status of another start: then that one has ended, and
+    something else has been started since. The log is still that of the stage that was followed.
+
+    :param run: runs a shell command on the host; it sees to cuts by itself.
+    :param status: what is known of the stage: ``token``, ``stage``, ``log``.
+    :param offset: from where on the log is wanted.
+    :param newest: whether the log's last lines are enough.
+    :raises TrainError: where the host says nothing new, or nothing that can be read, for long.
+    """
+    token, stage = status.get("token"), str(status.get("stage"))
+    path, lock = live.path(root, "status.json"), live.path(root, "lock")
+    log = os.path.join(root, str(status.get("log", "")))
+    wait, more = 0.0, False
+    beat, seen = status.get("heartbeat"), time.monotonic()
+    unreadable_since: float | None = None
+    while True:
+        asked = time.monotonic()
+        text = run(poll_command(path, log, offset, newest, (lock, 0 if more else wait)))
+        try:
+            poll = parse_answer(text)
+        except ValueError:
+            unreadable_since = unreadable_since or time.monotonic()
+            if time.monotonic() - unreadable_since > SILENT_AFTER:
+                raise _unreadable(stage, text) from None
+            more = False
+        else:
+            unreadable_since = None
+            offset = poll.end
+            more = not newest and len(poll.fresh) >= LOG_CHUNK
+            yield poll
+            over = poll.status.get("token") != token or poll.status.get("state") != "running"
+            if over and not more:
+                return
+            if poll.status.get("heartbeat") != beat:
+                beat, seen = poll.status.get("heartbeat"), time.monotonic()
+            elif time.monotonic() - seen > SILENT_AFTER:
+                raise _silent(stage)
+        if not more:
+            # The host has waited for all of it, where it can and nothing came.
+            time.sleep(max(0.0, wait - (time.monotonic() - asked)))
+            wait = min(wait * 1.3, POLL_SECONDS[1]) if wait else POLL_SECONDS[0]
+
+
+def missed_command(log: str, offset: int) -> str:
+    """The shell command that prints the end of what has come to a log since ``offset``."""
+    read = shlex.quote(log)
+    return (
+        f"o={offset}; n=0; s=$(wc -c < {read}) && {{ [ $s -ge $o ] || o=0; }} && "
+        f"if [ $((s-o)) -gt {MISSED_BYTES} ]; then "
+        f"n=$(tail -c +$((o+1)) {read} | head -c $((s-o-{MISSED_BYTES})) | wc -l); "
+        f"o=$((s-{MISSED_BYTES})); fi && "
+        f"printf '\\035%d\\036%d\\036' $n $o && tail -c +$((o+1)) {read} | head -c $((s-o))"
+    )
+
+
+class Missed(NamedTuple):
+    """What came to a log while nobody followed it."""
+
+    left_out: int
+    """Lines that came before."""
+    text: bytes
+    end: int
+    """Up to where in the log it goes."""
+
+
+def parse_missed(text: str, offset: int) -> Missed:
+    """What :func:`missed_command` printed, cut to the lines that are shown.
+
+    :raises ValueError: where it isn't what the command prints.
+    """
+    _banner, mark, printed = text.partition(MARK)
+    count, first, rest = printed.partition(SEPARATOR)
+    start, second, tail = rest.partition(SEPARATOR)
+    if not (mark and first and second):
+        raise ValueError("no end of a log")
+    left_out, begins = int(count), int(start)
+    content = tail.encode("utf-8", "surrogateescape")
+    end = begins + len(content)
+    if begins > offset:
+        # It begins somewhere in a line.
+        _, newline, content = content.partition(b"\n")
+        left_out += len(newline)
+    lines = content.split(b"\n")
+    surplus = max(0, len(lines) - 1 - MISSED_LINES)
+    return Missed(left_out + surplus, b"\n".join(lines[surplus:]), end)
+
+
+def _silent(stage: str) -> TrainError:
+    return TrainError(
+        f"The supervisor of {stage} has given no sign of life for {SILENT_AFTER:.0f} s.",
+        "It was killed, the disk is full, or the host hangs: playbooks/status.yml says more. Then "
+        "give the same command again.",
+        "infra",
+    )
+
+
+def _unreadable(stage: str, text: str) -> TrainError:
+    first = text.strip().splitlines()[:1] or [""]
+    return TrainError(
+        f"What the host says of {stage} could not be read for {SILENT_AFTER:.0f} s; "
+        f"it begins with {first[0][:60]!r}.",
+        "See what the login shell prints there, and outputs/training_sync/live; then give "
+        "the same command again.",
+        "infra",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,13 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure
 
 from .action import GaveUpError
+from .progress import duration
+
+
+def _clock() -> float:
+    """Seconds that pass while a laptop sleeps as well, where the system counts them (Linux)."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 class Link:
@@ -38,13 +46,18 @@ class Link:
         self._say = say
         self._stays = stays
         self._again = again
+        self._parent = os.getppid()
         self.cuts: list[dict[str, float]] = []
 
     def __call__(self, attempt: Callable[[], Any]) -> Any:
         """``attempt()``, again and again while the connection is broken."""
         broken_since = 0.0
         pause = 1.0
+        began = _clock()
         while True:
+            if os.getppid() != self._parent:
+                # The playbook was killed, and this is one of its workers: nobody looks on.
+                raise SystemExit("the playbook is gone")
             try:
                 answer = attempt()
             except AnsibleConnectionFailure as error:
@@ -64,9 +77,10 @@ class Link:
                 self._reset()
                 continue
             if broken_since:
-                away = time.monotonic() - broken_since
+                away = _clock() - began
                 self.cuts.append({"seconds": round(away, 1)})
-                self._say(f"  Connected again after {away:.0f} s.")
+                gone = f"{away:.0f} s" if away < 120 else duration(away)
+                self._say(f"  Connected again after {gone}.")
             return answer
 
     def command(self, line: str) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 PLAIN_EVERY = 10.0
 """Seconds between two plain lines, where a line can't be rewritten."""
@@ -17,31 +16,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def describe(stage: str, progress: Mapping[str, Any], elapsed: float) -> str:
-    """One line about a running stage; what isn't known is left out.
-
-    :param elapsed: seconds since the stage started.
-    """
-    parts = [f"  {stage}"]
-    phase = str(progress.get("phase") or "")
-    done, of = progress.get("step"), progress.get("steps")
-    if phase == "evaluate":
-        done, of = progress.get("done"), progress.get("of")
-        parts.append(f"answers {done} of {of}" if of else "answering")
-    elif phase == "train" and of:
-        parts.append(f"step {done} of {of}")
-        if isinstance(progress.get("loss"), (int, float)):
-            parts.append(f"loss {progress['loss']:.3f}")
-        if isinstance(progress.get("tokens_per_second"), (int, float)):
-            parts.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
-    elif phase:
-        parts.append({"load": "loading the model", "save": "saving"}.get(phase, phase))
-    else:
-        parts.append("running")
-    parts.append(f"{duration(elapsed)} elapsed")
-    return "  ".join(parts)
 
 
 SHOWN_AFTER = 2.0
@@ -125,8 +99,11 @@ def waiting(line: Line, text: str) -> Iterator[None]:
     def show() -> None:
         line.update(f"  {text}, {duration(time.monotonic() - began)}")
 
-    with _meanwhile(show, SHOWN_AFTER, 1.0):
-        yield
+    try:
+        with _meanwhile(show, SHOWN_AFTER, 1.0):
+            yield
+    finally:
+        line.clear()
 
 
 @contextlib.contextmanager
@@ -195,7 +172,11 @@ class Line:
     def keep(self, text: str) -> None:
         """Show ``text`` as a line that stays."""
         text = _one_line(text)
-        if self._rewrite and self._last:
-            self._rewrite("")  # what stays is shown whole, however wide the terminal is
+        self.clear()  # what stays is shown whole, however wide the terminal is
         self._say(self._prefix + text)
+
+    def clear(self) -> None:
+        """Take the live line away: what others show next begins at its left."""
+        if self._rewrite and self._last:
+            self._rewrite("")
         self._last = ""

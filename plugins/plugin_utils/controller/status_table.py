@@ -35,6 +35,10 @@ def lines(host: str, root: str, found: Mapping[str, Any]) -> list[str]:
     if found["gpus_note"]:
         shown.append(f"  GPU: {found['gpus_note']}")
     shown += _lock(found["lock"])
+    if found.get("worker"):
+        worker = found["worker"]
+        left = duration(worker["seconds"]) if worker["seconds"] is not None else "some time"
+        shown.append(f"  process {worker['pid']} waits {left} more for the next stage")
     shown += [
         f"  a sync of {folder} is at work, or was interrupted (the next run ends it)"
         for folder in found["interrupted"]
@@ -80,7 +84,12 @@ def _what(stage: Mapping[str, Any]) -> str:
         does = _PHASES.get(str(stage["phase"]), str(stage["phase"] or "is at work"))
         if (stage["silent"] or 0) > SILENT_AFTER:
             return f"{does}; no sign of life for {duration(stage['silent'])}"
-        return f"{does} since {stage['started']}"
+        if stage.get("retry_in") is not None:
+            return f"failed ({stage['kind']}); begins again in {duration(stage['retry_in'])}"
+        if stage.get("silent_for"):
+            return f"{does}; no sign of its training for {duration(stage['silent_for'])}"
+        again = f", attempt {stage['attempt']}" if (stage.get("attempt") or 1) > 1 else ""
+        return f"{does} since {stage['started']}{again}"
     if stage["reason"]:
         return str(stage["reason"])
     return f"at {stage['ended']}" if stage["ended"] else ""

@@ -1,0 +1,78 @@
+"""A process by number, start time and boot (``live.identity``), so that no other one is hit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import live
+
+_PAUSE = 0.05
+
+
+def is_process(who: Mapping[str, Any]) -> bool:
+    """Whether the process on record still is that process, and not another with its number.
+
+    One that has ended and that nobody has asked for its end is none: in many a container, nobody
+    ever does.
+    """
+    pid, started = who.get("pid"), who.get("start_time")
+    if not isinstance(pid, int) or pid <= 1 or started is None:
+        return False
+    if who.get("boot_id") != live.boot_id() or live.start_time(pid) != started:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return stream.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (OSError, IndexError):
+        return False
+
+
+def send(who: Mapping[str, Any], number: int) -> bool:
+    """Send a signal to a process if it is the one on record; whether it was sent.
+
+    The process is held by a descriptor while it is looked at, so that its number can't become
+    another's in between (pidfd_open(2), Linux 5.3; before that, in the microseconds between).
+    """
+    pid = who.get("pid")
+    if not isinstance(pid, int) or pid <= 1:
+        return False
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    except OSError:  # an older kernel, or a sandbox that doesn't let us
+        return is_process(who) and _sent(lambda: os.kill(pid, number))
+    try:
+        return is_process(who) and _sent(lambda: signal.pidfd_send_signal(handle, number))
+    finally:
+        os.close(handle)
+
+
+def send_group(who: Mapping[str, Any], number: int) -> bool:
+    """The same for a training and what it started: the process group that it leads."""
+    if not is_process(who):
+        return False
+    # Where it leads none, there is no group of this number, and nothing is hit.
+    return _sent(lambda: os.killpg(who["pid"], number))
+
+
+def _sent(act: Callable[[], None]) -> bool:
+    try:
+        act()
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait(until: Callable[[], bool], seconds: float) -> bool:
+    """Whether something came about within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not until():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True

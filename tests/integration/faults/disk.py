@@ -1,0 +1,108 @@
+"""The disk is full: a small file system in memory, mounted for one fault."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.faults.hooks.fill import fill
+from tests.integration.faults.lab import Lab
+from tests.integration.faults.waits import until
+from tests.integration.sites import Site, finish
+
+SMALL = {"gpu_gate_min_disk_gib": 0}
+"""The gate would have a gigabyte free; the sync keeps 64 MiB free."""
+
+
+def small(lab: Lab, site: Site, megabytes: int) -> Path:
+    """Give the host's folder of a site a disk of its own, with so much room."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(site.host)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    lab.at_end(lambda: subprocess.run(["umount", "--lazy", str(site.host)], check=False))
+    return site.host
+
+
+def at_the_start(lab: Lab) -> None:
+    """Full before anything begins: said, nothing half; room is made, and it trains."""
+    site = lab.stub(**SMALL)
+    filler = small(lab, site, 256) / "filler"
+    fill(filler)
+    outcome = site.run()
+    assert outcome.status != 0, outcome.output
+    assert "Traceback" not in outcome.output
+    filler.unlink()
+    lab.settle(site)
+
+
+_LOGS = """
+echo style >> ../../trace
+yes 'a line of the log' | head -c 300000000
+touch ../../logged
+while [ -e ../../hold.style ]; do sleep 0.05; done
+mkdir -p outputs/adapter/adapter_style
+echo style at 0.0001 > outputs/adapter/adapter_style/adapter_model.safetensors
+"""
+
+
+def while_logging(lab: Lab) -> None:
+    """The log fills the disk: the heartbeat can't be written, and all ends well when it can."""
+    site = lab.stub(**SMALL, stage_command=["sh", "-c", _LOGS])
+    host = small(lab, site, 256)
+    (host / "filler").write_bytes(b"x" * (128 << 20))
+    hold = site.hold("style")
+    process = lab.start(site)
+    until((site.folder / "logged").exists, "the full disk")
+    assert _is_full(host)
+    time.sleep(5)
+    (host / "filler").unlink()
+    hold.unlink()
+    outcome = finish(process)
+    assert outcome.status == 0, outcome.output
+    lab.settle(site)
+
+
+_ENDS_FULL = """
+echo style >> ../../trace
+mkdir -p outputs/adapter/adapter_style
+echo style at 0.0001 > outputs/adapter/adapter_style/adapter_model.safetensors
+head -c 300000000 /dev/zero > ../filler 2>/dev/null
+touch ../../full
+"""
+
+
+def while_the_marker_is_written(lab: Lab) -> None:
+    """Full when the stage's command ends: the marker is tried until there is room."""
+    site = lab.stub(**SMALL, stage_command=["sh", "-c", _ENDS_FULL])
+    host = small(lab, site, 256)
+    process = lab.start(site)
+    until((site.folder / "full").exists, "the full disk")
+    time.sleep(4)
+    assert not site.marker("style").exists()
+    (host / "filler").unlink()
+    outcome = finish(process)
+    assert outcome.status == 0, outcome.output
+    lab.settle(site)
+
+
+def while_checkpointing(lab: Lab) -> None:
+    """Full before a checkpoint: nothing half counts, and with room again the bytes are right."""
+    site = lab.real(**SMALL)
+    host = small(lab, site, 256)
+    lab.faults(site, {"id": "full", "step": 4, "do": "fill", "path": str(host / "filler")})
+    first = lab.start(site)
+    until((host / "filler").exists, "the full disk")
+    time.sleep(3)
+    (host / "filler").unlink()
+    outcome = finish(first)
+    assert outcome.status in (0, 2), outcome.output
+    lab.settle(site, trained=None, adapter=lab.right())
+
+
+def _is_full(folder: Path) -> bool:
+    return os.statvfs(folder).f_bavail == 0

@@ -1,0 +1,175 @@
+"""One process for many jobs: the same bytes, whatever went before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOUSE = Path(__file__).resolve().parents[3]
+
+
+class Worker:
+    """A worker with its two pipes, as the supervisor holds it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        reader, writer = os.pipe()
+        self._lines = os.fdopen(reader, "rb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "training", "--serve"],
+            cwd=HOUSE,
+            env={**os.environ, "REMOTE_TRAIN_PROGRESS_FD": str(writer), "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.PIPE,
+            pass_fds=(writer,),
+            start_new_session=True,
+        )
+        os.close(writer)
+
+    def order(self, job: dict[str, Any], name: str) -> tuple[Path, Path]:
+        """Give a job; its file and its log."""
+        path, log = self._folder / f"{name}.json", self._folder / f"{name}.log"
+        path.write_text(json.dumps(job), encoding="utf-8")
+        assert self.process.stdin is not None
+        line = json.dumps({"job": str(path), "log": str(log)})
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+        return path, log
+
+    def until(self, what: str) -> dict[str, Any]:
+        """The next line that has this key."""
+        for line in self._lines:
+            facts: dict[str, Any] = json.loads(line)
+            if what in facts:
+                return facts
+        raise AssertionError(f"no {what}")
+
+    def do(self, job: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+        """Do a job; its result and its log."""
+        path, log = self.order(job, name)
+        ended = self.until("job_ended")
+        assert ended["job_ended"] == str(path)
+        result: dict[str, Any] = json.loads(Path(job["result"]).read_text(encoding="utf-8"))
+        assert ended["status"] == (0 if result["status"] == "done" else 1)
+        return result, log.read_text(encoding="utf-8")
+
+    def close(self) -> int:
+        """End its input, and wait for its end."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    made = Worker(tmp_path)
+    yield made
+    made.process.kill()
+    made.process.wait()
+
+
+def adapter(project: Path, stage: str) -> bytes:
+    folder = project / f"outputs/adapter/adapter_{stage}"
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def alone(job: dict[str, Any], path: Path) -> None:
+    """Do a job in a process of its own."""
+    path.write_text(json.dumps(job), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "training", str(path)], cwd=HOUSE, check=False, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_stages_in_one_process_give_the_bytes_of_processes_of_their_own(
+    worker: Worker, make_job: Any, project: Path, tmp_path: Path
+) -> None:
+    """With dropout on, another rank and other layers, an evaluation and a failure in between."""
+    jobs = {
+        "style": make_job("style", lora_dropout=0.2),
+        "low": {**make_job("low", lora_dropout=0.1), "low_memory": True},
+        "writing": make_job("writing", lora_dropout=0.3, lora_r=4, target_modules=["q_proj"]),
+        "again": make_job("again", lora_dropout=0.2),
+    }
+    apart = {}
+    for stage in ("style", "writing"):
+        alone(jobs[stage], tmp_path / "alone.json")
+        apart[stage] = adapter(project, stage)
+    apart["again"] = apart["style"]
+    logs = {}
+    for stage, job in jobs.items():
+        result, logs[stage] = worker.do(job, stage)
+        assert result["status"] == "done", logs[stage]
+        assert adapter(project, stage) == apart.get(stage, adapter(project, stage)), stage
+        if stage == "style":
+            scores = result["metrics"]["scores"]
+        if stage == "writing":
+            broken = make_job("broken", target_modules=["no_such_layer"])
+            assert worker.do(broken, "broken")[0]["error"]["category"] == "ops"
+            result, _ = worker.do(make_job("style", mode="evaluate"), "evaluate")
+            assert result["metrics"]["scores"] == scores
+    assert "still loaded" not in logs["style"]
+    assert "The base model is still loaded." in logs["writing"]
+    assert "The base model is still loaded." in logs["again"]
+    assert "has changed" not in "".join(logs.values())
+    assert "step 1/" in logs["writing"]
+    assert "writing" not in logs["style"]
+    assert worker.close() == 0
+
+
+def test_a_data_error_leaves_it_as_good_as_before(
+    worker: Worker, make_job: Any, project: Path
+) -> None:
+    good = (project / "data/train.jsonl").read_bytes()
+    (project / "data/train.jsonl").write_bytes(b"{}\n")
+    result, log = worker.do(make_job(), "bad")
+    assert result["error"]["category"] == "data"
+    assert "error: " in log
+    (project / "data/train.jsonl").write_bytes(good)
+    assert worker.do(make_job(), "good")[0]["status"] == "done"
+    assert worker.process.poll() is None
+
+
+def test_what_is_no_job_ends_nothing(worker: Worker, make_job: Any) -> None:
+    assert worker.process.stdin is not None
+    worker.process.stdin.write(b"no job\n[]\n")
+    nowhere, _ = worker.order({"schema": 1}, "nowhere")
+    ended = worker.until("job_ended")
+    assert ended == {"job_ended": str(nowhere), "status": 1, "ends": False}
+    assert worker.do(make_job(), "good")[0]["status"] == "done"
+
+
+def test_after_a_defect_it_says_so_and_ends(worker: Worker, make_job: Any, project: Path) -> None:
+    """Nobody knows what it has left behind."""
+    (project / "outputs").write_text("in the way", encoding="utf-8")
+    result, log = worker.do(make_job(), "defect")
+    assert result["error"]["category"] == "training_logic"
+    assert "Traceback" in log
+    assert worker.process.wait(30) == 0
+
+
+def test_a_signal_ends_the_job_and_the_process(worker: Worker, make_job: Any) -> None:
+    job = make_job(num_train_epochs=200)
+    worker.order(job, "long")
+    worker.until("step")
+    os.kill(worker.process.pid, signal.SIGTERM)
+    ended = worker.until("job_ended")
+    assert (ended["status"], ended["ends"]) == (1, True)
+    assert "signal" in json.loads(Path(job["result"]).read_text())["error"]["symptom"]
+    assert worker.process.wait(30) == 0
+
+
+def test_a_signal_between_jobs_ends_it_quietly(worker: Worker, make_job: Any) -> None:
+    worker.do(make_job(), "first")
+    os.kill(worker.process.pid, signal.SIGTERM)
+    assert worker.process.wait(30) == 0
