@@ -104,6 +104,24 @@ def test_killed_at_a_random_step(
     same(trainings.finish(job, tmp_path / "run"), undisturbed)
 
 
+def test_what_memory_suffices_for_is_known_afterwards(
+    trainings: Trainings, job: dict[str, Any], tmp_path: Path
+) -> None:
+    """A training that has come down to smaller parts goes on with them."""
+    root = tmp_path / "undisturbed"
+    shutil.copytree(job["project_root"], root)
+    other = {**job, "project_root": str(root), "result": str(tmp_path / "undisturbed.json")}
+    whole = trainings.finish(other, tmp_path / "undisturbed_run", {"oom_at": [1, 2]})
+    trainings.finish(job, tmp_path / "run", {"oom_at": [1, 2], "kill_at": 1 + 2 * CALLS})
+    again = trainings.finish(job, tmp_path / "run")
+    same(again, whole)
+    assert again.result["resumed_from"] == 4
+    assert [note["category"] for note in again.result["warnings"]] == ["oom", "oom"]
+    for name in ("micro_batch_tokens", "activation_checkpointing"):
+        assert again.result["effective"][name] == whole.result["effective"][name]
+    assert whole.result["effective"]["micro_batch_tokens"] < 256
+
+
 def test_killed_in_the_evaluation_it_trains_nothing_again(
     trainings: Trainings, job: dict[str, Any], undisturbed: Run, tmp_path: Path
 ) -> None:
