@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -26,19 +25,19 @@ FEW = 1
 
 
 def measure(repeats: int) -> list[Row]:
-    """Both sides of each share are of the same process; the median of some."""
+    """Both sides of each share are of the same process; once, since the limits are far away."""
+    del repeats
     with tempfile.TemporaryDirectory(prefix="remote-train-bench-") as name:
         folder = Path(name)
         base = demo_job.base()
-        ours = [_train(folder, base, EPOCHS, {}) for _ in range(max(1, repeats // 3))]
-        size = sum(file.stat().st_size for file in max(_written(folder)).iterdir())
+        whole = _train(folder, base, EPOCHS, {})
+        size = sum(file.stat().st_size for file in _newest(folder).iterdir())
         each = _train(folder, base, FEW, {"steps": 1})
     one = each["seconds"]["checkpoints"] / each["metrics"]["steps"]
-    shares = [result["seconds"]["checkpoints"] / result["seconds"]["train"] for result in ours]
     return [
         Row(
             "checkpoints at the default interval: percent of a demo stage's training",
-            100 * statistics.median(shares),
+            100 * whole["seconds"]["checkpoints"] / whole["seconds"]["train"],
             PERCENT,
         ),
         Row(
@@ -51,8 +50,8 @@ def measure(repeats: int) -> list[Row]:
     ]
 
 
-def _written(folder: Path) -> list[Path]:
-    return [*(folder / "checkpoints").glob("step_*")]
+def _newest(folder: Path) -> Path:
+    return max((folder / "checkpoints").glob("step_*"))
 
 
 def _train(folder: Path, base: str, epochs: float, rule: dict[str, Any]) -> dict[str, Any]:

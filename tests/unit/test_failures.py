@@ -39,6 +39,9 @@ def host(tmp_path, monkeypatch):
 
 # The table
 
+ALLOCATION = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"
+"""How cuBLAS says that memory ran out."""
+
 
 def test_every_kind_has_a_category_of_the_record_and_a_policy():
     for name, kind in KINDS.items():
@@ -60,11 +63,13 @@ def test_the_table_is_the_one_in_the_documents():
     ("category", "symptom", "cause", "kind"),
     [
         ("oom", "The memory did not suffice.", "CUDA out of memory. Tried to", "oom"),
+        ("oom", "The memory did not suffice.", f"{ALLOCATION} when calling it", "oom"),
         ("data", "x.jsonl line 3 is no chat.", "", "data"),
         ("model_download", "The base model x can't be had from a hub.", "", "model_download"),
         ("model_download", "The base model's folder x is not there.", "", "model"),
         ("training_logic", "The loss is nan at step 4, so training stopped.", "", "diverged"),
         ("training_logic", "The gradient is inf at step 4, so it stopped.", "", "diverged"),
+        ("training_logic", "The loss of it is information.", "", "unknown"),
         ("training_logic", "The training ended with KeyError: 'x'", "", "unknown"),
         ("infra", "The disk is full at /x.", "", "disk_full"),
         ("infra", "/x may not be written or read.", "", "host"),

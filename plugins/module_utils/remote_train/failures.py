@@ -64,12 +64,13 @@ KINDS = {
 }
 
 _GPU = re.compile(
-    r"fallen off the bus|CUDA error: (?!out of memory)|GPU is lost|uncorrectable (?:ECC|NVLINK)"
-    r"|No CUDA GPUs are available|Unable to determine the device handle",
+    r"fallen off the bus|CUDA error: (?!out of memory|CUBLAS_STATUS_ALLOC_FAILED)|GPU is lost"
+    r"|uncorrectable (?:ECC|NVLINK)|No CUDA GPUs are available"
+    r"|Unable to determine the device handle",
     re.IGNORECASE,
 )
 _PROGRAM = re.compile(r"CUDA error: (?:device-side assert|no kernel image|invalid)", re.IGNORECASE)
-_DIVERGED = re.compile(r"\b(?:loss|gradient)\b.* (?:is|was) -?(?:nan|inf)", re.IGNORECASE)
+_DIVERGED = re.compile(r"\b(?:loss|gradient)\b.* (?:is|was) -?(?:nan|inf)\b", re.IGNORECASE)
 _FROM_A_HUB = re.compile(r"can't be had")
 _DISK_FULL = re.compile(r"disk is full|No space left on device|Disk quota exceeded", re.IGNORECASE)
 _OOM_KILLER = re.compile(r"Killed process (\d+) \(([^)]*)\)")
