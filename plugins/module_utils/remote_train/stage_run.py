@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import errno
 import json
 import os
@@ -352,10 +351,10 @@ class StageRun:
         return found.f_bavail * found.f_frsize
 
     def _prepare(self) -> None:
-        """Let the next attempt go on from the last checkpoint, whatever was asked for at first."""
-        training = copy.deepcopy(self.job["training"])
-        training.setdefault("checkpoints", {})["fresh"] = False
-        self._with_room(lambda: write_json(self.job["training_path"], training))
+        """Forget what was so of the attempt before; its job, and so its checkpoints, are the same.
+
+        With ``force``, the training goes on from checkpoints of its own run alone.
+        """
         for name in ("retry_at", "silent_for"):
             self.status.pop(name, None)
         self.status["progress"] = {}

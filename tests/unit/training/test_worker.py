@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.training_process import CALM, alone
+from tests.training_process import alone
 from training import base_model
 from training.__main__ import _do
 from training.progress import Progress
@@ -34,12 +34,7 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "training", "--serve"],
             cwd=HOUSE,
-            env={
-                **os.environ,
-                **CALM,
-                "REMOTE_TRAIN_PROGRESS_FD": str(writer),
-                "HF_HUB_OFFLINE": "1",
-            },
+            env={**os.environ, "REMOTE_TRAIN_PROGRESS_FD": str(writer), "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.PIPE,
             pass_fds=(writer,),
             start_new_session=True,
