@@ -150,6 +150,12 @@ def test_killed_by_a_signal(kernel, group, text, age, number, kind):
         assert KILLED.split(" (", maxsplit=1)[0] in found.cause
 
 
+def test_a_signal_without_a_name_is_told_by_its_number(kernel, group):
+    number = signal.SIGRTMIN + 1
+    found = Witness().of_signal(number, 77)
+    assert (found.kind, found.symptom) == ("signal", f"The training was killed by signal {number}.")
+
+
 def test_the_control_group_knows_of_it_where_the_log_is_not_ours_to_read(kernel, group):
     witness = Witness()
     group[0] += 1

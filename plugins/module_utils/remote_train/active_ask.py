@@ -11,11 +11,11 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from .processes import signal_name
 from .programs import HANGS, UNUSABLE, Ended, ask_all
 
 REACHED = {
@@ -76,6 +76,6 @@ def _ending(ended: Ended) -> str:
     if ended.state == UNUSABLE:
         return f"can't be started: {ended.reason}"
     if ended.status < 0:
-        return f"was killed by {signal.Signals(-ended.status).name}"
+        return f"was killed by {signal_name(-ended.status)}"
     lines = ended.complaints.splitlines()
     return f"ended with status {ended.status}: {lines[-1] if lines else 'no word'}"

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import issues, kernel_log, killable, xid
+from . import issues, kernel_log, killable, processes, xid
 
 RETRY, ROOM, STOP, CONTINUE = "retry", "wait for room", "stop", "continue"
 """Start again after a pause; the same once there is room; end; let the stage go on."""
@@ -152,8 +152,7 @@ class Witness:
 
     def of_signal(self, number: int, pid: int) -> Failure:
         """Why a process was killed by a signal that nobody has sent knowingly."""
-        name = signal.Signals(number).name
-        symptom = f"The training was killed by {name}."
+        symptom = f"The training was killed by {processes.signal_name(number)}."
         said = self._kernel()
         if number == signal.SIGKILL:
             why = self._for_memory(said, pid)

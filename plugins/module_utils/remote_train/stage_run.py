@@ -184,7 +184,7 @@ class StageRun:
                 return failure
             if not self._pause(failure):
                 return self._stopped() if self._signals.asked else failure
-            self._prepare()
+            self._forget()
 
     def _attempt(self) -> Failure | None:
         running: Running
@@ -350,7 +350,7 @@ class StageRun:
         found = os.statvfs(self.root)
         return found.f_bavail * found.f_frsize
 
-    def _prepare(self) -> None:
+    def _forget(self) -> None:
         """Forget what was so of the attempt before; its job, and so its checkpoints, are the same.
 
         With ``force``, the training goes on from checkpoints of its own run alone.

@@ -95,14 +95,16 @@ def same(run: Run, other: Run) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV])
-def test_killed_twice_as_the_supervisor_starts_it(
+def test_killed_twice(
     trainings: Trainings,
     job: dict[str, Any],
     undisturbed: Run,
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
-    first = alone(job, tmp_path / "run")
+    # Signals of one kind come to a process as the supervisor starts it.
+    start = alone if number == signal.SIGTERM else trainings.start
+    first = start(job, tmp_path / "run")
     first.wait_for_step(4)
     first.kill(number)
     assert first.status == (1 if number == signal.SIGTERM else -number)
