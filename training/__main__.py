@@ -56,8 +56,8 @@ def _do(file: Path, progress: Progress, kept: dict[str, Any] | None) -> dict[str
     before = signal.signal(signal.SIGTERM, lambda number, _frame: late.append(number))
     write_result(Path(path), result)  # whole, whoever asks for the end meanwhile
     signal.signal(signal.SIGTERM, before)
-    if late:
-        raise Stopped
+    if late and kept is not None:
+        raise Stopped  # a worker ends, and has no next job
     return {**result, "spent": spent}
 
 

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 
 from training import fit
+from training.log import say
 from training.model import locate
 from training.settings import Settings
 
@@ -35,19 +36,24 @@ class BaseModel:
             self._loaded, self._key = loaded, key
             self._as_it_was = _state(loaded.model)
         else:
-            print("The base model is still loaded.", flush=True)
+            say("The base model is still loaded.")
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
         return self._loaded
 
     def take_off(self) -> None:
         """Take off what the last job put on. A model that isn't as it was then is let go."""
-        if self._loaded is not None:
-            _take_off(self._loaded.model)
-            if _state(self._loaded.model) != self._as_it_was:
-                print("The base model has changed, so the next stage loads it again.", flush=True)
-                self.drop()
+        if self._loaded is not None and not self._as_before(self._loaded.model):
+            say("The base model has changed, so the next stage loads it again.")
+            self.drop()
         _free()
+
+    def _as_before(self, model: Any) -> bool:
+        try:
+            _take_off(model)
+            return _state(model) == self._as_it_was
+        except Exception:  # of whatever kind: the stage before is done all the same
+            return False
 
     def drop(self) -> None:
         """Let go of the model and its memory."""

@@ -19,6 +19,7 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
+from training.folder import sync
 from training.state import State
 
 SCHEMA = 1
@@ -83,10 +84,10 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
             _write_file(partial / name, data)
             sums += f"{hashlib.sha256(data).hexdigest()}  {name}\n"
         _write_file(partial / SUMS, sums.encode())
-        _sync_folder(partial)
+        sync(partial)
         remove(place)  # of that step only what is damaged, or another's, can be there
         os.replace(partial, place)
-        _sync_folder(folder)
+        sync(folder)
     except BaseException:
         with contextlib.suppress(OSError):
             remove(partial)
@@ -157,11 +158,3 @@ def _write_file(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

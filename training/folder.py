@@ -36,13 +36,13 @@ def swap_in(job: Job) -> list[str]:
     :returns: the paths of its files, relative to the project's root, sorted.
     """
     for path in (*job.partial.rglob("*"), job.partial):
-        _sync(path)
+        sync(path)
     old = _old(job)
     shutil.rmtree(old, ignore_errors=True)
     if job.adapter.exists():
         job.adapter.rename(old)
     job.partial.rename(job.adapter)
-    _sync(job.adapter.parent)
+    sync(job.adapter.parent)
     shutil.rmtree(old, ignore_errors=True)
     files = [path for path in job.adapter.rglob("*") if path.is_file()]
     return sorted(f"{job.adapter_dir}/{path.relative_to(job.adapter).as_posix()}" for path in files)
@@ -52,7 +52,8 @@ def _old(job: Job) -> Path:
     return job.adapter.with_name(job.adapter.name + ".old")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

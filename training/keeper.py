@@ -71,7 +71,7 @@ class Checkpoints:
                 "infra",
                 f"No checkpoint could be written at step {', '.join(map(str, steps[:5]))}"
                 f"{' and others' if len(steps) > 5 else ''}: {reason}.",
-                "What a failure would have cost is the work since the one before.",
+                "A failure before the next one costs the work since the one before.",
             )
             for reason, steps in self._unwritten.items()
         ]

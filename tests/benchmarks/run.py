@@ -32,6 +32,7 @@ from tests.benchmarks import (  # noqa: E402
     one_change,
     report_page,
     small_files,
+    worker,
 )
 from tests.benchmarks.rows import WORK, BenchError, Row, say, table  # noqa: E402
 
@@ -43,6 +44,7 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "gate": gate.measure,
     "empty_plan": empty_plan.measure,
     "checkpoints": checkpoints.measure,
+    "worker": worker.measure,
     "around_stages": around_stages.measure,
     "report_page": report_page.measure,
 }

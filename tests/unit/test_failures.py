@@ -39,6 +39,9 @@ def host(tmp_path, monkeypatch):
 
 # The table
 
+ALLOCATION = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"
+"""How cuBLAS says that memory ran out."""
+
 
 def test_every_kind_has_a_category_of_the_record_and_a_policy():
     for name, kind in KINDS.items():
@@ -60,11 +63,13 @@ def test_the_table_is_the_one_in_the_documents():
     ("category", "symptom", "cause", "kind"),
     [
         ("oom", "The memory did not suffice.", "CUDA out of memory. Tried to", "oom"),
+        ("oom", "The memory did not suffice.", f"{ALLOCATION} when calling it", "oom"),
         ("data", "x.jsonl line 3 is no chat.", "", "data"),
         ("model_download", "The base model x can't be had from a hub.", "", "model_download"),
         ("model_download", "The base model's folder x is not there.", "", "model"),
         ("training_logic", "The loss is nan at step 4, so training stopped.", "", "diverged"),
         ("training_logic", "The gradient is inf at step 4, so it stopped.", "", "diverged"),
+        ("training_logic", "The loss of it is information.", "", "unknown"),
         ("training_logic", "The training ended with KeyError: 'x'", "", "unknown"),
         ("infra", "The disk is full at /x.", "", "disk_full"),
         ("infra", "/x may not be written or read.", "", "host"),
@@ -145,6 +150,12 @@ def test_killed_by_a_signal(kernel, group, text, age, number, kind):
         assert KILLED.split(" (", maxsplit=1)[0] in found.cause
 
 
+def test_a_signal_without_a_name_is_told_by_its_number(kernel, group):
+    number = signal.SIGRTMIN + 1
+    found = Witness().of_signal(number, 77)
+    assert (found.kind, found.symptom) == ("signal", f"The training was killed by signal {number}.")
+
+
 def test_the_control_group_knows_of_it_where_the_log_is_not_ours_to_read(kernel, group):
     witness = Witness()
     group[0] += 1
@@ -209,7 +220,8 @@ def test_a_new_attempt_goes_on_from_the_last_checkpoint(host, force):
     assert (first["steps"], first["minutes"], first["keep"]) == (0, 5, 2)
     os.kill(waiting(host)["child"]["pid"], signal.SIGKILL)
     host.wait(lambda now: now["attempt"] == 2 and now["progress"].get("step"))
-    assert json.loads(path.read_text())["checkpoints"] == {**first, "fresh": False}
+    # It goes on from its own run's, and still from no other's.
+    assert json.loads(path.read_text())["checkpoints"] == first
     (host.root / "go_on").touch()
     host.finish()
 

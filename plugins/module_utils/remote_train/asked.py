@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from .processes import signal_name
+
 ENDED, HANGS, UNUSABLE = "ended", "hangs", "unusable"
 
 KILLED_WITHIN = 2.0
@@ -61,16 +63,9 @@ class Ended:
         if self.state == UNUSABLE:
             return f"can't be started: {self.reason}"
         if self.status < 0:
-            return f"was killed by {_signal(-self.status)}"
+            return f"was killed by {signal_name(-self.status)}"
         said = (self.complaints or self.text).splitlines()[-1:] or ["no word"]
         return f"ended with status {self.status}: {said[0].strip()[:200]}"
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time one
-        return f"signal {number}"
 
 
 def ask(

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import issues, kernel_log, killable, xid
+from . import issues, kernel_log, killable, processes, xid
 
 RETRY, ROOM, STOP, CONTINUE = "retry", "wait for room", "stop", "continue"
 """Start again after a pause; the same once there is room; end; let the stage go on."""
@@ -64,12 +64,13 @@ KINDS = {
 }
 
 _GPU = re.compile(
-    r"fallen off the bus|CUDA error: (?!out of memory)|GPU is lost|uncorrectable (?:ECC|NVLINK)"
-    r"|No CUDA GPUs are available|Unable to determine the device handle",
+    r"fallen off the bus|CUDA error: (?!out of memory|CUBLAS_STATUS_ALLOC_FAILED)|GPU is lost"
+    r"|uncorrectable (?:ECC|NVLINK)|No CUDA GPUs are available"
+    r"|Unable to determine the device handle",
     re.IGNORECASE,
 )
 _PROGRAM = re.compile(r"CUDA error: (?:device-side assert|no kernel image|invalid)", re.IGNORECASE)
-_DIVERGED = re.compile(r"\b(?:loss|gradient)\b.* (?:is|was) -?(?:nan|inf)", re.IGNORECASE)
+_DIVERGED = re.compile(r"\b(?:loss|gradient)\b.* (?:is|was) -?(?:nan|inf)\b", re.IGNORECASE)
 _FROM_A_HUB = re.compile(r"can't be had")
 _DISK_FULL = re.compile(r"disk is full|No space left on device|Disk quota exceeded", re.IGNORECASE)
 _OOM_KILLER = re.compile(r"Killed process (\d+) \(([^)]*)\)")
@@ -151,8 +152,7 @@ class Witness:
 
     def of_signal(self, number: int, pid: int) -> Failure:
         """Why a process was killed by a signal that nobody has sent knowingly."""
-        name = signal.Signals(number).name
-        symptom = f"The training was killed by {name}."
+        symptom = f"The training was killed by {processes.signal_name(number)}."
         said = self._kernel()
         if number == signal.SIGKILL:
             why = self._for_memory(said, pid)

@@ -60,6 +60,14 @@ def send_group(who: Mapping[str, Any], number: int) -> bool:
     return _sent(lambda: os.killpg(who["pid"], number))
 
 
+def signal_name(number: int) -> str:
+    """A signal in a word; most of the real-time ones have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def _sent(act: Callable[[], None]) -> bool:
     try:
         act()

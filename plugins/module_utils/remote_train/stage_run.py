@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import errno
 import json
 import os
@@ -185,7 +184,7 @@ class StageRun:
                 return failure
             if not self._pause(failure):
                 return self._stopped() if self._signals.asked else failure
-            self._prepare()
+            self._forget()
 
     def _attempt(self) -> Failure | None:
         running: Running
@@ -351,11 +350,11 @@ class StageRun:
         found = os.statvfs(self.root)
         return found.f_bavail * found.f_frsize
 
-    def _prepare(self) -> None:
-        """Let the next attempt go on from the last checkpoint, whatever was asked for at first."""
-        training = copy.deepcopy(self.job["training"])
-        training.setdefault("checkpoints", {})["fresh"] = False
-        self._with_room(lambda: write_json(self.job["training_path"], training))
+    def _forget(self) -> None:
+        """Forget what was so of the attempt before; its job, and so its checkpoints, are the same.
+
+        With ``force``, the training goes on from checkpoints of its own run alone.
+        """
         for name in ("retry_at", "silent_for"):
             self.status.pop(name, None)
         self.status["progress"] = {}

@@ -222,3 +222,5 @@ def test_what_changes_weights_knows_nothing_of_scores() -> None:
     assert {"training.masking", "training.model", "training.batches"} <= reached
     evaluation = {"scores", "matching", "report", "card", "evaluate", "generate", "progress", "job"}
     assert not {f"training.{name}" for name in evaluation} & reached
+    keeping = {"checkpoint", "keeper", "metrics", "stopping", "train", "stage"}  # of states
+    assert not {f"training.{name}" for name in keeping} & reached

@@ -64,5 +64,5 @@ def test_an_adapter_that_does_not_fit_leaves_the_old_one(
         assert [path.name for path in old.parent.iterdir()] == [old.name]
         assert not (disk / "checkpoints").exists()
     said = capsys.readouterr()
-    assert "no checkpoint could be written at step 1: it needs" in said.out
+    assert "no checkpoint could be written at step 2: it needs" in said.out
     assert "Traceback" not in said.out + said.err

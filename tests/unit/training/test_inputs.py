@@ -133,6 +133,9 @@ def test_every_setting_says_what_it_is() -> None:
         ({"evaluation": {"max_new_tokens": 0}}, "max_new_tokens must be 1 or more"),
         ({"evaluation": {"max_tokens": 1}}, "evaluation.max_tokens is not a setting"),
         ({"settings": 3}, "job.settings is 3"),
+        ({"checkpoints": {"keep": 0}}, "checkpoints.keep must be 1 or more"),
+        ({"checkpoints": {"minutes": -1}}, "checkpoints.minutes must be 0 or more"),
+        ({"checkpoints": {"every": 1}}, "checkpoints.every is not a setting"),
     ],
 )
 def test_bad_jobs(make_job: Any, changes: dict[str, Any], sentence: str) -> None:

@@ -19,13 +19,22 @@ import safetensors.torch
 
 from tests.training_process import Run, Trainings, alone
 from tests.unit.training.conftest import chat, write_chats
+from training.checkpoint import DamagedError, read
 
 pytestmark = pytest.mark.training
 
 FOLDER = "outputs/training_sync/checkpoints/style"
 STEPS = 15
 CALLS = 9
-"""Calls of fsync and replace that a checkpoint makes."""
+"""Calls of fsync and replace that a checkpoint makes: its files, its folder, two for the move."""
+FILES = (
+    "adapter.safetensors",
+    "optimizer.safetensors",
+    "random.safetensors",
+    "state.json",
+    "metrics.jsonl",
+    "SHA256SUMS",
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +53,32 @@ def with_checkpoints(job: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**job, "checkpoints": rule}
 
 
+@pytest.fixture(scope="module")
+def kept_runs() -> dict[str, Run]:
+    return {}
+
+
 @pytest.fixture
-def undisturbed(trainings: Trainings, job: dict[str, Any], tmp_path: Path) -> Run:
-    """The same training in a project of its own, left alone."""
-    root = tmp_path / "undisturbed"
+def undisturbed(
+    trainings: Trainings,
+    job: dict[str, Any],
+    kept_runs: dict[str, Run],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    """The same training in a project of its own, left alone: once for all tests."""
+    if "undisturbed" not in kept_runs:
+        kept_runs["undisturbed"] = left_alone(trainings, job, tmp_path_factory.mktemp("alone"))
+    return kept_runs["undisturbed"]
+
+
+def left_alone(
+    trainings: Trainings, job: dict[str, Any], folder: Path, fault: dict[str, Any] | None = None
+) -> Run:
+    """The job from its start to its end, in a copy of its project."""
+    root = folder / "project"
     shutil.copytree(job["project_root"], root)
-    other = {**job, "project_root": str(root), "result": str(tmp_path / "undisturbed.json")}
-    run = trainings.finish(other, tmp_path / "undisturbed_run")
+    other = {**job, "project_root": str(root), "result": str(folder / "result.json")}
+    run = trainings.finish(other, folder / "run", fault)
     assert run.status == 0, run.log
     assert run.result["resumed_from"] == 0
     assert run.result["effective"]["resumed_from"] == []
@@ -67,14 +95,16 @@ def same(run: Run, other: Run) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV])
-def test_killed_twice_as_the_supervisor_starts_it(
+def test_killed_twice(
     trainings: Trainings,
     job: dict[str, Any],
     undisturbed: Run,
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
-    first = alone(job, tmp_path / "run")
+    # Signals of one kind come to a process as the supervisor starts it.
+    start = alone if number == signal.SIGTERM else trainings.start
+    first = start(job, tmp_path / "run")
     first.wait_for_step(4)
     first.kill(number)
     assert first.status == (1 if number == signal.SIGTERM else -number)
@@ -104,6 +134,21 @@ def test_killed_at_a_random_step(
     same(trainings.finish(job, tmp_path / "run"), undisturbed)
 
 
+def test_what_memory_suffices_for_is_known_afterwards(
+    trainings: Trainings, job: dict[str, Any], tmp_path: Path
+) -> None:
+    """A training that has come down to smaller parts goes on with them."""
+    whole = left_alone(trainings, job, tmp_path / "alone", {"oom_at": [1, 2]})
+    trainings.finish(job, tmp_path / "run", {"oom_at": [1, 2], "kill_at": 1 + 2 * CALLS})
+    again = trainings.finish(job, tmp_path / "run")
+    same(again, whole)
+    assert again.result["resumed_from"] == 4
+    assert [note["category"] for note in again.result["warnings"]] == ["oom", "oom"]
+    for name in ("micro_batch_tokens", "activation_checkpointing"):
+        assert again.result["effective"][name] == whole.result["effective"][name]
+    assert whole.result["effective"]["micro_batch_tokens"] < 256
+
+
 def test_killed_in_the_evaluation_it_trains_nothing_again(
     trainings: Trainings, job: dict[str, Any], undisturbed: Run, tmp_path: Path
 ) -> None:
@@ -127,8 +172,10 @@ def test_a_base_of_its_own_is_the_same_as_a_process_of_its_own(
     same(run, undisturbed)
 
 
-@pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("call", range(1, CALLS + 1))
+@pytest.mark.parametrize(
+    ("call", "half"),
+    [*((call, False) for call in range(1, CALLS + 1)), *((n + 1, True) for n in range(len(FILES)))],
+)
 def test_killed_while_a_checkpoint_is_written(
     trainings: Trainings,
     job: dict[str, Any],
@@ -192,7 +239,8 @@ def test_term_without_checkpoints_ends_at_once(
 
 
 def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
 
 
 def empty(path: Path) -> None:
@@ -210,17 +258,10 @@ def put_a_folder(path: Path) -> None:
     path.mkdir()
 
 
-FILES = (
-    "adapter.safetensors",
-    "optimizer.safetensors",
-    "random.safetensors",
-    "state.json",
-    "metrics.jsonl",
-    "SHA256SUMS",
-)
+DAMAGES = (truncate, empty, flip, put_a_folder, Path.unlink)
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, flip, put_a_folder, Path.unlink])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over(
     trainings: Trainings,
     job: dict[str, Any],
@@ -228,22 +269,25 @@ def test_a_damaged_checkpoint_is_passed_over(
     tmp_path: Path,
     damage: Callable[[Path], None],
 ) -> None:
-    run = trainings.finish(job, tmp_path / "run", {"kill_at": 1 + 3 * CALLS})
+    """Whichever file of it is; the training itself is started for one of them."""
+    trainings.finish(job, tmp_path / "run", {"kill_at": 1 + 3 * CALLS})
     folder = Path(job["project_root"]) / FOLDER
-    assert run.checkpoints[-2:] == ["step_00000004", "step_00000006"]
-    kept = tmp_path / "kept"
-    shutil.copytree(folder, kept)
+    whole = folder / "step_00000006"
+    assert read(whole).state.step == 6
     for name in FILES:
-        shutil.rmtree(folder)
-        shutil.copytree(kept, folder)
-        damage(folder / "step_00000006" / name)
-        again = trainings.finish(job, tmp_path / "run")
-        same(again, undisturbed)
-        assert again.result["resumed_from"] == 4
-        (warning,) = again.result["warnings"]
-        assert warning["category"] == "infra"
-        assert warning["symptom"].startswith("The checkpoint step_00000006 was passed over: ")
-        assert warning["symptom"] in again.log
+        damaged = tmp_path / f"damaged_{name}"
+        shutil.copytree(whole, damaged)
+        damage(damaged / name)
+        with pytest.raises(DamagedError):
+            read(damaged)
+    damage(whole / FILES[DAMAGES.index(damage)])
+    again = trainings.finish(job, tmp_path / "run")
+    same(again, undisturbed)
+    assert again.result["resumed_from"] == 4
+    (warning,) = again.result["warnings"]
+    assert warning["category"] == "infra"
+    assert warning["symptom"].startswith("The checkpoint step_00000006 was passed over: ")
+    assert warning["symptom"] in again.log
 
 
 def test_whatever_is_in_its_place(

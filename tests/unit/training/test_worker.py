@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +16,19 @@ from typing import Any
 
 import pytest
 
+from tests.training_process import alone
+from training import base_model
+from training.__main__ import _do
+from training.progress import Progress
+
 HOUSE = Path(__file__).resolve().parents[3]
 
 
 class Worker:
     """A worker with its two pipes, as the supervisor holds it."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
+        self.folder = Path()
         reader, writer = os.pipe()
         self._lines = os.fdopen(reader, "rb")
         self.process = subprocess.Popen(
@@ -36,7 +43,7 @@ class Worker:
 
     def order(self, job: dict[str, Any], name: str) -> tuple[Path, Path]:
         """Give a job; its file and its log."""
-        path, log = self._folder / f"{name}.json", self._folder / f"{name}.log"
+        path, log = self.folder / f"{name}.json", self.folder / f"{name}.log"
         path.write_text(json.dumps(job), encoding="utf-8")
         assert self.process.stdin is not None
         line = json.dumps({"job": str(path), "log": str(log)})
@@ -69,12 +76,30 @@ class Worker:
         return self.process.wait(30)
 
 
+@pytest.fixture(scope="module")
+def workers() -> Iterator[list[Worker]]:
+    """All that were started; a start takes seconds."""
+    started: list[Worker] = []
+    yield started
+    for worker in started:
+        worker.process.kill()
+        worker.process.wait()
+
+
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    made = Worker(tmp_path)
-    yield made
-    made.process.kill()
-    made.process.wait()
+def worker(
+    workers: list[Worker], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Worker]:
+    """The one that the test before has left as good as it was, else a new one."""
+    if not workers or workers[-1].process.poll() is not None:
+        workers.append(Worker())
+    worker = workers[-1]
+    worker.folder = tmp_path
+    failed = request.session.testsfailed
+    yield worker
+    if request.session.testsfailed > failed:
+        worker.process.kill()
+        worker.process.wait()
 
 
 def adapter(project: Path, stage: str) -> bytes:
@@ -82,19 +107,13 @@ def adapter(project: Path, stage: str) -> bytes:
     return (folder / "adapter_model.safetensors").read_bytes()
 
 
-def alone(job: dict[str, Any], path: Path) -> None:
-    """Do a job in a process of its own."""
-    path.write_text(json.dumps(job), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "training", str(path)], cwd=HOUSE, check=False, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_stages_in_one_process_give_the_bytes_of_processes_of_their_own(
-    worker: Worker, make_job: Any, project: Path, tmp_path: Path
+    worker: Worker, make_job: Any, project: Path, tmp_path: Path, base_folder: Path
 ) -> None:
     """With dropout on, another rank and other layers, an evaluation and a failure in between."""
+    base = tmp_path / "base"  # that no stage before has left in the worker
+    shutil.copytree(base_folder, base)
+    make_job = functools.partial(make_job, model_name_or_path=str(base))
     jobs = {
         "style": make_job("style", lora_dropout=0.2),
         "low": {**make_job("low", lora_dropout=0.1), "low_memory": True},
@@ -103,7 +122,7 @@ def test_stages_in_one_process_give_the_bytes_of_processes_of_their_own(
     }
     apart = {}
     for stage in ("style", "writing"):
-        alone(jobs[stage], tmp_path / "alone.json")
+        assert alone(jobs[stage], tmp_path / "alone").wait() == 0
         apart[stage] = adapter(project, stage)
     apart["again"] = apart["style"]
     logs = {}
@@ -124,7 +143,6 @@ def test_stages_in_one_process_give_the_bytes_of_processes_of_their_own(
     assert "has changed" not in "".join(logs.values())
     assert "step 1/" in logs["writing"]
     assert "writing" not in logs["style"]
-    assert worker.close() == 0
 
 
 def test_a_data_error_leaves_it_as_good_as_before(
@@ -147,6 +165,23 @@ def test_what_is_no_job_ends_nothing(worker: Worker, make_job: Any) -> None:
     ended = worker.until("job_ended")
     assert ended == {"job_ended": str(nowhere), "status": 1, "ends": False}
     assert worker.do(make_job(), "good")[0]["status"] == "done"
+    assert worker.close() == 0
+
+
+def test_what_can_not_be_taken_off_ends_no_stage_that_is_done(
+    make_job: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(base_model, "_take_off", lambda model: model.no_such_thing())
+    path, kept = tmp_path / "job.json", {}
+    for _ in range(2):
+        path.write_text(json.dumps(make_job(num_train_epochs=0.5)), encoding="utf-8")
+        assert _do(path, Progress(), kept)["status"] == "done"
+    said = capsys.readouterr().out
+    assert said.count("The base model has changed, so the next stage loads it again.") == 2
+    assert "still loaded" not in said
 
 
 def test_after_a_defect_it_says_so_and_ends(worker: Worker, make_job: Any, project: Path) -> None:
