@@ -21,6 +21,7 @@ KEPT_LINES = 200
 
 
 _CAUSE = re.compile(r"\s*cause(?:d by)?:", re.IGNORECASE)
+_GOES_ON = re.compile(r"\s{4,}\S")
 _WARNING = re.compile(r"\s*warning\b", re.IGNORECASE)
 
 
@@ -120,8 +121,19 @@ def _ended(child: subprocess.Popen[str], within: float) -> Iterator[list[bool]]:
 
 def reason(lines: Sequence[str]) -> str:
     """The line that says why a program failed: pip's ``ERROR:``, uv's ``cause:``, else the last."""
-    causes = [line.strip() for line in lines if _CAUSE.match(line)]
+    causes = [line.strip() for line in _unwrapped(lines) if _CAUSE.match(line)]
     if causes:
         return causes[-1].partition(":")[2].strip()
     errors = [line for line in lines if "error" in line.lower() and not _WARNING.match(line)]
     return (errors or list(lines[-1:]) or ["no word"])[-1].strip()
+
+
+def _unwrapped(lines: Sequence[str]) -> list[str]:
+    """The lines, those put together that uv has wrapped: it indents what a cause goes on with."""
+    whole: list[str] = []
+    for line in lines:
+        if whole and _CAUSE.match(whole[-1]) and _GOES_ON.match(line):
+            whole[-1] += f" {line.strip()}"
+        else:
+            whole.append(line)
+    return whole

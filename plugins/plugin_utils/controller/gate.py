@@ -71,7 +71,8 @@ class GateAction(TrainAction):
         )
         answer: Result = over_cuts(ask)
         columns = int(task_vars.get("controller_columns") or gate.COLUMNS)
-        return _shown(answer, str(given.get("mode", gate_model.STRICT)), self.subject, columns)
+        # As the module understood it: YAML reads a bare off as false.
+        return _shown(answer, str(answer.get("mode", gate_model.STRICT)), self.subject, columns)
 
 
 def _findings(answer: Result) -> list[gate_model.Finding]:
