@@ -93,7 +93,8 @@ def while_the_marker_is_written(lab: Lab) -> None:
 def while_checkpointing(lab: Lab) -> None:
     """Full before a checkpoint: nothing half counts, and with room again the bytes are right."""
     site = lab.real(**SMALL)
-    host = small(lab, site, 256)
+    # A training that the disk has ended is started again with 256 MiB of room, not before.
+    host = small(lab, site, 512)
     lab.faults(site, {"id": "full", "step": 4, "do": "fill", "path": str(host / "filler")})
     first = lab.start(site)
     until((host / "filler").exists, "the full disk")

@@ -137,15 +137,18 @@ def while_evaluating(lab: Lab) -> None:
     assert project.result["resumed_from"] == STEPS
 
 
-def through_the_playbook(name: str) -> Scenario:
-    """The same to the stage of a real run: this run or the next one ends in the same bytes."""
+def through_the_playbook(name: str, said: str) -> Scenario:
+    """The same to the stage of a real run: this run or the next one ends in the same bytes.
+
+    :param said: what an issue says of it.
+    """
 
     def act(lab: Lab) -> None:
         site = lab.real({"id": "end", "step": 8, "do": name})
         outcome = site.run()
         assert lab.happened(site, "end"), outcome.output
         lab.settle(site, trained=None, adapter=lab.right())
-        lab.issue(site, name)
+        lab.issue(site, said)
         assert _resumed(lab, site) >= 3, "it began again at the first step"
 
     return act
