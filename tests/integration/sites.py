@@ -31,7 +31,7 @@ case "$STAGE" in all) name=multitask ;; *) name=$STAGE ;; esac
 folder=outputs/adapter/adapter_$name
 echo "$STAGE" >> ../../trace
 turns=0  # a test that fails leaves nothing behind that waits for ever
-while [ -e "../../hold.$STAGE" ] && [ $turns -lt 1000 ]; do sleep 0.05; turns=$((turns + 1)); done
+while [ -e "../../hold.$STAGE" ] && [ $turns -lt 4000 ]; do sleep 0.05; turns=$((turns + 1)); done
 [ ! -e "../../fail.$STAGE" ] || { echo "out of luck"; exit 7; }
 mkdir -p "$folder"
 printf '%s\\n' "$STAGE at $LEARNING_RATE" > "$folder/adapter_model.safetensors"
