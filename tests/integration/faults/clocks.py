@@ -38,7 +38,8 @@ def jumps(seconds: int) -> Scenario:
 
     def act(lab: Lab) -> None:
         offset = lab.folder / "offset"
-        site = lab.stub(ansible_python_interpreter=str(_python(lab, offset)))
+        python = str(_python(lab, offset))
+        site = lab.stub(ansible_python_interpreter=python, gpu_gate_max_clock_skew=7200)
         hold = site.hold("style")
         process = lab.start(site)
         before = lab.training(site)
