@@ -50,8 +50,10 @@ class Problems:
 class RefusedError(TrainError):
     """Something was refused; :attr:`problems` holds every reason."""
 
-    def __init__(self, subject: str, problems: Problems, hint: str = "") -> None:
-        super().__init__(problems.summary(subject), hint, "integrity")
+    def __init__(
+        self, subject: str, problems: Problems, hint: str = "", category: str = "integrity"
+    ) -> None:
+        super().__init__(problems.summary(subject), hint, category)
         self.problems = problems
 
 

@@ -18,7 +18,7 @@ from .file_names import IllegalNameError, clean, is_apple_double, shown, to_name
 from .hashing import new_hash
 from .manifest import LEGACY, MODERN, Manifest, is_manifest_name, parse
 from .problems import Problems, RefusedError
-from .tar_reader import CorruptError, Member, TarReader
+from .tar_reader import CorruptError, Member, NoRoomError, TarReader
 
 MAX_MANIFEST = 256 * 1024 * 1024  # bytes; a million lines of 256 bytes
 SPARE_MEMBERS = 10_000  # for folders that no listed file lies in
@@ -115,6 +115,9 @@ def _safe_name(member: Member) -> str:
 
 def _broken(label: str, error: CorruptError, problems: Problems) -> RefusedError:
     problems.add(error.problem, error.message)
+    if isinstance(error, NoRoomError):
+        hint = "Make room on the disk that it is unpacked to, or fetch or build it again."
+        return RefusedError(f"The bundle {label}", problems, hint, "infra")
     return RefusedError(f"The bundle {label}", problems, "Fetch or build it again.")
 
 

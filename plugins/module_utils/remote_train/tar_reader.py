@@ -49,6 +49,10 @@ class CorruptError(Exception):
         self.message = message
 
 
+class NoRoomError(CorruptError):
+    """It has more bytes than may be unpacked, which may well be the disk's fault."""
+
+
 class Member(NamedTuple):
     """What the archive says of one member.
 
@@ -99,9 +103,9 @@ class Gunzip:
         return b"".join(parts)
 
     def expect(self, size: int) -> None:
-        """Say that ``size`` bytes will come. :raises CorruptError: when they are too many."""
+        """Say that ``size`` bytes will come. :raises NoRoomError: when they are too many."""
         if size > self._left:
-            raise CorruptError(
+            raise NoRoomError(
                 "too-large", f"it unpacks to more than the {self._limit:,} bytes there is room for"
             )
 
