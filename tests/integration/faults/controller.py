@@ -67,7 +67,12 @@ def interrupted(number: int) -> Scenario:
     def act(lab: Lab) -> None:
         site = lab.stub()
         hold = site.hold("style")
-        process = lab.start(site)
+        # A suite that was started with nohup would hand it on that HUP is to be ignored.
+        ours = signal.signal(number, signal.SIG_DFL)
+        try:
+            process = lab.start(site)
+        finally:
+            signal.signal(number, ours)
         before = lab.training(site)
         process.send_signal(number)
         outcome = finish(process)
