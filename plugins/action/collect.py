@@ -209,6 +209,15 @@ class ActionModule(TrainAction):
                 "Replace it by a real folder, or give another collect_dest.",
                 "integrity",
             )
+        if os.path.isdir(target) and not os.path.islink(target):
+            try:
+                os.rmdir(target)  # an empty one is nobody's
+            except OSError as error:
+                raise TrainError(
+                    f"A folder that isn't empty is in the place of {target}.",
+                    "Move it away, or give another collect_dest; then give the same command again.",
+                    "integrity",
+                ) from error
         os.replace(source, target)
 
     def _record_folder(self) -> str:

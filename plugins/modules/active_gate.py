@@ -136,6 +136,10 @@ closing:
   description: One sentence that says how it ended where the run goes on, as in M(gpu_probe).
   returned: success
   type: str
+mode:
+  description: The mode that was in force.
+  returned: success
+  type: str
 summary:
   description: How many findings there are of each result.
   returned: success

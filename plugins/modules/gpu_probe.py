@@ -405,7 +405,6 @@ def main() -> None:
         kernel_log=context.kernel.source,
         clock_ahead=context.host.clock_ahead,
         limits=dataclasses.asdict(wanted.limits),
-        mode=wanted.mode,
         **gate_module.answer(findings, wanted.mode, started, "The machine"),
     )
 

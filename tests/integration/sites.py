@@ -34,6 +34,7 @@ turns=0  # a test that fails leaves nothing behind that waits for ever
 while [ -e "../../hold.$STAGE" ] && [ $turns -lt 4000 ]; do sleep 0.05; turns=$((turns + 1)); done
 [ ! -e "../../fail.$STAGE" ] || { echo "out of luck"; exit 7; }
 mkdir -p "$folder"
+rm -rf "$folder/adapter_model.safetensors"  # whatever is in its place
 printf '%s\\n' "$STAGE at $LEARNING_RATE" > "$folder/adapter_model.safetensors"
 printf '{}\\n' > "$folder/adapter_config.json"
 echo "trained $STAGE"

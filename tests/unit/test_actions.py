@@ -299,3 +299,19 @@ def test_the_first_ten_reasons_are_shown(count, last):
 
 def test_an_error_with_one_reason_has_no_others():
     assert others_of(TrainError("x")) == []
+
+
+def test_a_folder_in_the_place_of_a_file_at_home_makes_way_unless_something_is_in_it(tmp_path):
+    action = collect.ActionModule.__new__(collect.ActionModule)
+    action._home = str(tmp_path / "home")
+    for name in ("empty", "full"):
+        (tmp_path / "home" / name).mkdir(parents=True)
+    kept = tmp_path / "home/full/mine.txt"
+    kept.write_text("mine")
+    for name in ("empty", "full"):
+        (tmp_path / name).write_text("fetched")
+    action._place(str(tmp_path / "empty"), "empty")
+    assert (tmp_path / "home/empty").read_text() == "fetched"
+    with pytest.raises(TrainError, match="isn't empty is in the place of "):
+        action._place(str(tmp_path / "full"), "full")
+    assert kept.read_text() == "mine"

@@ -141,3 +141,13 @@ def test_a_line_more_than_a_million(tmp_path):
     assert said == ["too-many-lines"]
     assert used < 500 * MEGABYTE
     assert host.snapshot() == before
+
+
+def test_where_there_is_no_room_the_disk_is_to_blame(tmp_path, monkeypatch):
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(gzip.compress(start() + member("ok", 5) + bytes(1024)))
+    monkeypatch.setattr(bundle_apply, "RESERVE", 1 << 60)
+    with pytest.raises(RefusedError, match="more than the 0 bytes there is room for") as refusal:
+        Host(tmp_path / "host").apply(path)
+    assert refusal.value.category == "infra"
+    assert "Make room" in refusal.value.hint

@@ -182,6 +182,16 @@ def test_the_next_plan_knows_what_was_gathered(run):
     assert plan.uncollected(str(run.root)) is None
 
 
+def test_what_ended_after_the_gathering_is_gathered_by_the_next_command(run):
+    root = str(run.root)
+    run.gather()
+    run.record("style", state="done", log=LOG, ended="later")
+    assert plan.at_home(root) == []
+    assert plan.uncollected(root) == RUN
+    run.gather()
+    assert plan.uncollected(root) is None
+
+
 def test_gathering_twice_says_the_same(run, monkeypatch):
     times = itertools.count(10)
     monkeypatch.setattr(issues, "now", lambda: f"2026-02-09T09:40:{next(times)}Z")

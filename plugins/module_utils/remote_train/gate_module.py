@@ -37,6 +37,7 @@ def answer(findings: Sequence[Finding], mode: str, started: float, subject: str)
     """
     return {
         "changed": False,
+        "mode": mode,
         **gate.told(findings, mode, subject),
         "seconds": round(time.monotonic() - started, 3),
     }

@@ -115,12 +115,25 @@ def at_home(root: str) -> list[dict[str, Any]]:
     """What the last collect gathered, so that the controller can verify what it has at home.
 
     :returns: ``path`` under the project root and ``sha256`` of each file; empty where nothing
-        has been collected yet, and where a file of the list has gone from the host since, so
-        that only a new gathering says what there is.
+        has been collected yet, and where a file of the list has gone from the host since, or a
+        stage of the run has ended since, so that only a new gathering says what there is.
     """
-    files = _collected(root, runs.latest(root))
+    run = runs.latest(root)
+    files = _collected(root, run)
     gone = any(not os.path.isfile(os.path.join(root, file["path"])) for file in files)
-    return [] if gone else files
+    return [] if gone or _ended_since(root, run, files) else files
+
+
+def _ended_since(root: str, run: str | None, files: list[dict[str, Any]]) -> bool:
+    """Whether a stage has ended that was given up, after ``files`` of its run were gathered."""
+    if run is None or not files:
+        return False
+    known = {file["path"]: file["sha256"] for file in files}
+    where = f"{runs.SYNC}/{run}"
+    return any(
+        known.get(f"{where}/{name}") != file_digest(os.path.join(root, where, name), "sha256")
+        for name in runs.stage_records(root, run)
+    )
 
 
 def _collected(root: str, run: str | None) -> list[dict[str, Any]]:

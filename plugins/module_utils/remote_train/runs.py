@@ -89,3 +89,9 @@ def record_stage(root: str, run: str, stage: str, record: dict[str, Any]) -> Non
 def stage_record(root: str, run: str, stage: str) -> dict[str, Any]:
     """What :func:`record_stage` kept; empty where the stage didn't run."""
     return read_json(os.path.join(folder(root, run), f"stage_{stage}.json"))
+
+
+def stage_records(root: str, run: str) -> list[str]:
+    """The names of the files that :func:`record_stage` has written for a run."""
+    names = os.listdir(folder(root, run))
+    return sorted(name for name in names if name.startswith("stage_") and name.endswith(".json"))

@@ -71,19 +71,19 @@ class GateAction(TrainAction):
         )
         answer: Result = over_cuts(ask)
         columns = int(task_vars.get("controller_columns") or gate.COLUMNS)
-        # As the module understood it: YAML reads a bare off as false.
-        return _shown(answer, str(answer.get("mode", gate_model.STRICT)), self.subject, columns)
+        return _shown(answer, self.subject, columns)
 
 
 def _findings(answer: Result) -> list[gate_model.Finding]:
     return [gate_model.Finding(**found) for found in answer.get("findings") or []]
 
 
-def _shown(answer: Result, mode: str, subject: str, columns: int) -> Result:
+def _shown(answer: Result, subject: str, columns: int) -> Result:
     """The answer with its tables as wide as this machine's terminal."""
     if "findings" not in answer:
         return answer
-    return {**answer, **gate.told(_findings(answer), mode, subject, columns)}
+    # The mode as the module understood it: YAML reads a bare off as false.
+    return {**answer, **gate.told(_findings(answer), answer["mode"], subject, columns)}
 
 
 def _clock_judged(answer: Result, way: float) -> Result:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.faults import processes
 from tests.integration.faults.direct import Zygote
-from tests.integration.faults.lab import Lab
+from tests.integration.faults.lab import STUB_ADAPTER, Lab
 from tests.integration.faults.table import FAULTS
 from tests.integration.sites import PROJECT, Site
 
@@ -45,6 +45,22 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, str(program), str(folder), str(PROJECT / "examples/tutor")]
     subprocess.run(command, check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(
+    new_site: Callable[..., Site],
+    gpu_host: GpuHost,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Site:
+    """A site whose stage was trained by a command, with nothing in its way; to be copied."""
+    lab = Lab(new_site, gpu_host, tmp_path_factory.mktemp("trained"), request.getfixturevalue)
+    site = lab.stub()
+    outcome = site.run()
+    assert outcome.status == 0, outcome.output
+    lab.check(site, STUB_ADAPTER)
+    return site
 
 
 @pytest.fixture(scope="session")

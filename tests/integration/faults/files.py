@@ -10,7 +10,7 @@ from pathlib import Path
 from remote_train import live
 from tests.integration.faults.lab import Lab
 from tests.integration.faults.rows import Scenario
-from tests.integration.sites import Site, finish
+from tests.integration.sites import finish
 
 
 def truncated(path: Path) -> None:
@@ -44,18 +44,11 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def _trained(lab: Lab) -> Site:
-    site = lab.stub()
-    outcome = site.run()
-    assert outcome.status == 0, outcome.output
-    return site
-
-
 def marker(damage: str) -> Scenario:
     """The marker of a stage that is done: it is trained again, and the marker whole again."""
 
     def act(lab: Lab) -> None:
-        site = _trained(lab)
+        site = lab.trained()
         DAMAGES[damage](site.marker("style"))
         again = lab.settle(site, trained=2)
         assert "style" in again.output
@@ -65,7 +58,7 @@ def marker(damage: str) -> Scenario:
 
 def marker_lies(lab: Lab) -> None:
     """One letter of an input in the marker is another one: its fingerprint shows it."""
-    site = _trained(lab)
+    site = lab.trained()
     path = site.marker("style")
     said = json.loads(path.read_text(encoding="utf-8"))
     name = next(iter(said["inputs"]["data"]))
@@ -78,7 +71,7 @@ def adapter(damage: str) -> Scenario:
     """The adapter of a stage that is done: it is trained again."""
 
     def act(lab: Lab) -> None:
-        site = _trained(lab)
+        site = lab.trained()
         DAMAGES[damage](site.adapter("style"))
         lab.settle(site, trained=2)
 
@@ -89,7 +82,7 @@ def adapter_at_home(damage: str) -> Scenario:
     """What came home is damaged there: it is fetched again, and nothing trains."""
 
     def act(lab: Lab) -> None:
-        site = _trained(lab)
+        site = lab.trained()
         path = site.home / "adapter/adapter_style/adapter_model.safetensors"
         DAMAGES[damage](path)
         lab.settle(site)
@@ -101,7 +94,7 @@ def status_at_rest(damage: str) -> Scenario:
     """The status that a stage has left behind: nothing depends on it, and the next start works."""
 
     def act(lab: Lab) -> None:
-        site = _trained(lab)
+        site = lab.trained()
         DAMAGES[damage](site.sync / "live/status.json")
         again = site.run()
         assert again.status == 0, again.output

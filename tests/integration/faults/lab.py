@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -93,6 +94,14 @@ class Lab:
                 **settings,
             }
         )
+        self._sites.append(site)
+        return site
+
+    def trained(self) -> Site:
+        """A copy of a project whose stage was trained once by a command, and is at home."""
+        first: Site = self.fixture("trained")
+        site = first.clone(self.folder / "site")
+        shutil.copy(first.folder / "trace", site.folder)
         self._sites.append(site)
         return site
 

@@ -31,12 +31,18 @@ def killed_at_random(number: int, seeds: range) -> Scenario:
         resumed = 0
         for seed in seeds:
             chance = random.Random(seed)  # noqa: S311 - a test's
-            project = project_of(lab, f"seed-{seed}")
-            for _ in range(1 + seed % 2):
-                step = chance.randint(1, STEPS - 1)
-                status = project.train_until(step, number, chance.uniform(0, 0.03))
-                assert status, f"seed {seed} ended well before the signal"
-                resumed += bool(project.checkpoints)
+            for turn in range(5):
+                project = project_of(lab, f"seed-{seed}-{turn}")
+                ends = [
+                    project.train_until(
+                        chance.randint(1, STEPS - 1), number, chance.uniform(0, 0.03)
+                    )
+                    for _ in range(1 + seed % 2)
+                ]
+                if all(ends):
+                    break  # else it ended well before the signal, as a busy machine may have it
+            assert all(ends), f"seed {seed} was never hit"
+            resumed += bool(project.checkpoints)
             assert project.train() == 0, project.log
             assert project.adapter == lab.right(), f"seed {seed} ends in other bytes"
         assert resumed >= len(seeds) // 2, "most of them must have had a checkpoint"
@@ -137,15 +143,18 @@ def while_evaluating(lab: Lab) -> None:
     assert project.result["resumed_from"] == STEPS
 
 
-def through_the_playbook(name: str) -> Scenario:
-    """The same to the stage of a real run: this run or the next one ends in the same bytes."""
+def through_the_playbook(name: str, said: str) -> Scenario:
+    """The same to the stage of a real run: this run or the next one ends in the same bytes.
+
+    :param said: what an issue says of it.
+    """
 
     def act(lab: Lab) -> None:
         site = lab.real({"id": "end", "step": 8, "do": name})
         outcome = site.run()
         assert lab.happened(site, "end"), outcome.output
         lab.settle(site, trained=None, adapter=lab.right())
-        lab.issue(site, name)
+        lab.issue(site, said)
         assert _resumed(lab, site) >= 3, "it began again at the first step"
 
     return act

@@ -78,7 +78,7 @@ class Faults:
 
     def act(self, fault: dict[str, Any], optimizer: Any) -> None:
         if fault["do"] == "hold":
-            deadline = time.monotonic() + 100
+            deadline = time.monotonic() + 200
             while os.path.exists(fault["path"]) and time.monotonic() < deadline:
                 time.sleep(0.01)
         elif fault["do"] == "fill":
