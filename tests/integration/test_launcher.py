@@ -129,11 +129,11 @@ def test_a_wrong_request_ends_with_2(fresh: Site, arguments: list[str], words: s
     assert not fresh.root.exists()
 
 
-def test_wrong_data_ends_with_2(fresh: Site) -> None:
+def test_wrong_data_fails_the_gate_and_ends_with_1(fresh: Site) -> None:
     data = fresh.src / "data/training/processed/style_sft.jsonl"
     data.write_text("{\n", encoding="utf-8")
     outcome = fresh.run()
-    assert outcome.status == WRONG, outcome.output
+    assert outcome.status == FAILED, outcome.output
     assert "style_sft.jsonl" in outcome.output
     assert not fresh.root.exists()
 

@@ -57,6 +57,8 @@ SPECIAL = {
     "runtime_base": "/data/{}",
     "hf_home": "/huggingface/{}",
     "modelscope_cache": "~/modelscope/{}",
+    "log_stage": "mine",
+    "provision_index_url": "https://mirror-{}.example/simple",
     "code_sync_mode": "bundle",  # git and a bundle exclude each other
 }
 """Values that a setting's type alone doesn't give."""

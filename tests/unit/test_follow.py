@@ -600,7 +600,7 @@ def test_in_check_mode_what_runs_is_said_and_not_followed():
 def test_check_mode_does_not_plan_and_attach_again():
     """Else it would do so as long as the training runs."""
     tasks = yaml.safe_load((HOUSE / "playbooks/tasks/attach.yml").read_text())
-    assert len(tasks) == 5
+    assert len(tasks) == 6
     for task in tasks[1:]:
         conditions = task["when"]
         assert "not ansible_check_mode" in (
