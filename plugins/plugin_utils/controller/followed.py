@@ -68,6 +68,6 @@ class Followed:
         if self.read(token=token):
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
-                # The folder and the home around it may hold nothing else, where nothing is collected.
+                # Its folder and the home may hold nothing else, where nothing is collected.
                 os.rmdir(os.path.dirname(self._path))
                 os.rmdir(os.path.dirname(os.path.dirname(self._path)))
