@@ -20,8 +20,9 @@ def clock(monkeypatch):
 
 
 def test_what_was_kept_is_read_for_the_same_start_alone(tmp_path):
-    followed.Followed(str(tmp_path)).keep(STATUS, 12, b"a\nb\n", step=3, loss=0.5)
-    another = followed.Followed(str(tmp_path))
+    home = tmp_path / "home"
+    followed.Followed(str(home)).keep(STATUS, 12, b"a\nb\n", step=3, loss=0.5)
+    another = followed.Followed(str(home))
     found = another.read(run="run_1")
     assert (found["offset"], found["step"], found["loss"]) == (12, 3, 0.5)
     assert found["last_lines"] == ["a", "b"]
@@ -29,7 +30,12 @@ def test_what_was_kept_is_read_for_the_same_start_alone(tmp_path):
     another.forget("t2")
     assert another.read(run="run_1")
     another.forget("t1")
-    assert list((tmp_path / "training_sync").iterdir()) == []
+    # No empty folder is left behind, and none that holds something is removed.
+    assert list(tmp_path.iterdir()) == []
+    (home / "adapter").mkdir(parents=True)
+    another.keep(STATUS, 12, b"")
+    another.forget("t1")
+    assert list(home.iterdir()) == [home / "adapter"]
 
 
 def test_it_is_written_now_and_then_with_all_lines_since(tmp_path, clock):
