@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -243,7 +242,7 @@ def test_a_ctrl_c_that_python_drops_ends_the_run_before_its_next_step(monkeypatc
 
     class Dropped:
         def __del__(self) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             for _ in range(1000):  # the handler runs at one of these turns
                 pass
 
@@ -297,7 +296,7 @@ def test_no_worker_dies_with_the_queue_that_all_share_locked(monkeypatch):
     try:
         plugin.v2_playbook_on_start(None)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
     assert not manager._workers[0].is_alive()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -241,12 +240,12 @@ def test_the_playbook_is_asked_and_killed_for_the_impatient(number: signal.Signa
         with interrupt.listening():
             assert not interrupt.must_kill()
             assert not interrupt.happened
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
             assert not interrupt.must_kill()
             assert interrupt.happened
             assert playbook.wait(10) == 7
             for kill in (False, True):
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
                 assert interrupt.must_kill() == kill
         assert signal.getsignal(number) is before
 
