@@ -309,7 +309,11 @@ PUT_RIGHT = {
 }
 
 
-@pytest.mark.parametrize(("prepare", "name", "said"), WRONG_DATA, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("prepare", "name", "said"),
+    WRONG_DATA,
+    ids=["missing", "empty", "not_json", "no_messages", "no_records", "leak"],
+)
 def test_wrong_data_here_stops_before_anything_is_changed_there(
     new_site: Callable[..., Site], prepare: Callable[[Site], None], name: str, said: str
 ) -> None:
