@@ -161,7 +161,7 @@ def test_whoever_builds_it_wherever_and_whenever_the_bytes_are_the_same(source, 
         uid = str(pwd.getpwnam("nobody").pw_uid)
         subprocess.run(["chown", "-R", uid, str(other), str(out)], check=True)
         for folder in (tmp_path, *tmp_path.parents):
-            if folder.name.startswith(("test_", "pytest-")):
+            if folder.name.startswith(("test_", "popen-", "pytest-")):
                 folder.chmod(0o755)
     house = Path(bundle_action.__file__).parents[2]
     paths = [house, house / "plugins/module_utils", house / "plugins/plugin_utils"]
