@@ -28,7 +28,7 @@ demo: setup ## train four adapters on this machine through a real sshd, and brin
 	@$(PYTHON) tools/demo.py
 
 test: setup lint ## run the linters, then every test
-	@$(PYTHON) -m pytest --numprocesses auto --dist worksteal
+	@$(PYTHON) -m pytest --numprocesses auto --dist worksteal --durations 30
 
 faults: setup ## break everything around a stage, and see it end in the right state
 	@$(PYTHON) -m pytest -m 'not bare' --numprocesses 2 tests/integration/faults
