@@ -114,14 +114,16 @@ def _base(stage: Mapping[str, Any], root: str) -> str:
 def at_home(root: str) -> list[dict[str, Any]]:
     """What the last collect gathered, so that the controller can verify what it has at home.
 
-    :returns: ``path`` under the project root and ``sha256`` of each file; empty where nothing
-        has been collected yet, and where a file of the list has gone from the host since, or a
-        stage of the run has ended since, so that only a new gathering says what there is.
+    :returns: ``path`` under the project root, ``sha256`` and ``size`` of each file; empty where
+        nothing has been collected yet, and where a file of the list has gone from the host since,
+        or a stage of the run has ended since, so that only a new gathering says what there is.
     """
     run = runs.latest(root)
     files = _collected(root, run)
     gone = any(not os.path.isfile(os.path.join(root, file["path"])) for file in files)
-    return [] if gone or _ended_since(root, run, files) else files
+    if gone or _ended_since(root, run, files):
+        return []
+    return [{**file, "size": os.path.getsize(os.path.join(root, file["path"]))} for file in files]
 
 
 def _ended_since(root: str, run: str | None, files: list[dict[str, Any]]) -> bool:
