@@ -20,7 +20,7 @@ from controller.action import GaveUpError, Result, TrainAction, failed
 from controller.home import home_path
 from controller.link import Link
 from controller.progress import SHOWN_AFTER, Meter
-from remote_train import bundle, gather, issues, runs
+from remote_train import bundle, gather, issues, kept, retention, runs
 from remote_train.atomic import write_json, write_text
 from remote_train.bundle_apply import Delivery
 from remote_train.errors import TrainError
@@ -76,6 +76,7 @@ class ActionModule(TrainAction):
             if expected is not None:
                 return self._again(expected)
             gathered, brought = self._gather(controller)
+            self._keep(self._run)
         except AnsibleConnectionFailure:
             seen = ""
             if expected is None:
@@ -103,9 +104,7 @@ class ActionModule(TrainAction):
             self._leave_record(controller, [refused])
             seen = f"What was seen from here is in {self._record_folder()}."
             raise TrainError(error.message, f"{hint} {seen}".strip(), category) from error
-        self.say("")
-        for line in gathered["table"].splitlines():
-            self._line.keep(line)
+        self._tell(gathered)
         report = self.draw_page(self._home, self._run, self._request["report_language"])
         report = report or os.path.join(self._home, home_path(gathered["summary"]))
         return {
@@ -116,13 +115,42 @@ class ActionModule(TrainAction):
             "report": report,
         }
 
+    def _tell(self, gathered: Result) -> None:
+        """Show what the host says of the run as a whole."""
+        if gathered["removed"]:
+            self._line.keep(
+                f"  old runs removed there (keep_runs): {', '.join(gathered['removed'])}"
+            )
+        for sentence in gathered["not_removed"]:
+            self.warn(sentence)
+        self.say("")
+        for line in gathered["table"].splitlines():
+            self._line.keep(line)
+
     def _again(self, expected: list[Result]) -> Result:
         """Make sure of what was collected before; a run that comes home anew gets its page."""
         brought = self._bring(expected)
-        parts = [part for name in brought["fetched"] for part in name.split("/")]
-        for run in sorted({part for part in parts if runs.is_name(part)}):
+        for run in _runs_in([file["path"] for file in expected]):
+            self._keep(run)
+        for run in _runs_in(brought["fetched"]):
             self.draw_page(self._home, run, self._request["report_language"])
         return brought
+
+    def _keep(self, run: str) -> None:
+        """Keep adapters, markers and logs with the run at home as well, and let old ones go."""
+        sync = os.path.join(self._home, "training_sync")
+        listed = runs.listed(os.path.join(sync, run, "outputs.sha256"))
+        if listed is None:
+            return
+        problems = kept.fill(
+            sync, run, listed, lambda name: os.path.join(self._home, home_path(name))
+        )
+        keep, pinned = self._request["keep_runs"], self._request["pinned_runs"]
+        pruned = retention.prune(sync, keep, pinned, {run, self._run})
+        if pruned.removed:
+            self._line.keep(f"  old runs removed here (keep_runs): {', '.join(pruned.removed)}")
+        for sentence in (*problems, *pruned.problems):
+            self.warn(sentence)
 
     def _gather(self, controller: Result) -> tuple[Result, Result]:
         """What gather answered and what was brought home, from one and the same gathering.
@@ -318,6 +346,12 @@ class ActionModule(TrainAction):
         if controller["findings"]:
             write_json(os.path.join(folder, "precheck.json"), gather.gate_record(controller))
         self.draw_page(self._home, self._run, self._request["report_language"])
+
+
+def _runs_in(paths: list[str]) -> list[str]:
+    """The runs that these files are of."""
+    parts = {part for path in paths for part in path.split("/")}
+    return sorted(part for part in parts if runs.is_name(part))
 
 
 def _size(file: Result) -> int:

@@ -36,7 +36,7 @@ class CollectHost:
         self.root = folder / "root"
         self.home = folder / "home"
         self.changes: dict[str, Any] = {"acceptance_gate": "off", "reconnect_timeout": 0, **changes}
-        self.run = RUN
+        self.run = self.began = RUN
         self.cuts: list[int | None] = []
         self.moved = 0
         self.resets = 0
@@ -63,8 +63,9 @@ class CollectHost:
     def train(self, run: str, content: bytes, stages: tuple[str, ...] = ("style",)) -> None:
         """Train stages anew: as the training does it, with new files in the old ones' place."""
         for name in stages:
+            output = f"outputs/adapter/adapter_{name}/adapter_model.safetensors"
+            (self.root / output).unlink(missing_ok=True)
             marker = done_marker(self.root, self.request, name)
-            output = next(iter(marker["outputs"]))
             (self.root / output).unlink()
             put(self.root, {output: content + name.encode()})
             outputs = gather.markers.outputs_of(str(self.root), [output])
