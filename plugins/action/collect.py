@@ -15,7 +15,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 
 from ansible.errors import AnsibleConnectionFailure
 
-from controller import download
+from controller import download, signing
 from controller.action import GaveUpError, Result, TrainAction, failed
 from controller.home import home_path
 from controller.link import Link
@@ -149,8 +149,16 @@ class ActionModule(TrainAction):
         pruned = retention.prune(sync, keep, pinned, {run, self._run})
         if pruned.removed:
             self._line.keep(f"  old runs removed here (keep_runs): {', '.join(pruned.removed)}")
-        for sentence in (*problems, *pruned.problems):
+        for sentence in (*problems, *pruned.problems, *self._sign(listed)):
             self.warn(sentence)
+
+    def _sign(self, listed: dict[str, str]) -> list[str]:
+        """Sign the adapters that a run lists, where there is a key; why one is not signed."""
+        key = self._request["sign_adapters_key"]
+        folders = [stage["adapter_dir"] for stage in self._request["stages"] if key]
+        there = [f for f in folders if any(name.startswith(f"{f}/") for name in listed)]
+        found = (signing.sign(os.path.join(self._home, home_path(f)), key) for f in there)
+        return [sentence for sentence in found if sentence]
 
     def _gather(self, controller: Result) -> tuple[Result, Result]:
         """What gather answered and what was brought home, from one and the same gathering.

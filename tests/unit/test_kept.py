@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from controller import link
+from controller import link, signing
 from remote_train import gather, kept, markers, retention, runs
 from remote_train.errors import TrainError
 from remote_train.hashing import file_digest
@@ -161,6 +161,57 @@ def test_what_can_not_be_kept_is_an_issue_and_no_failure(tmp_path):
         assert f"{ADAPTER} is not kept with {host.run}: No space left on device." in issues
         assert not list(disk.rglob("*.tmp"))
     assert (host.home / ADAPTER.removeprefix("outputs/")).stat().st_size == 1024 * 1024
+
+
+# Signatures
+
+
+def test_adapters_are_signed_beside_their_folders_and_again_when_they_change(tmp_path):
+    """Where model-signing is installed; it is no part of this project's environment."""
+    program = signing._program()
+    if program is None:
+        pytest.skip("model_signing is not installed")
+    for words in (
+        ["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "key.pem"],
+        ["ec", "-in", "key.pem", "-pubout", "-out", "public.pem"],
+    ):
+        subprocess.run(["openssl", *words], cwd=tmp_path, check=True, capture_output=True)
+    host = CollectHost(tmp_path, sign_adapters_key=str(tmp_path / "key.pem"))
+
+    def verified(folder: Path) -> bool:
+        signature = host.home / "adapter/adapter_style.sig"
+        public = str(tmp_path / "public.pem")
+        words = ["verify", "key", "--public_key", public, "--signature", str(signature)]
+        return subprocess.run([program, *words, str(folder)], check=False).returncode == 0
+
+    host.collect()
+    assert host.warned == []
+    folder = host.home / "adapter/adapter_style"
+    assert verified(folder)
+    assert verified(
+        host.home / "training_sync" / host.run / kept.FOLDER / "outputs" / "adapter/adapter_style"
+    )
+    before = (host.home / "adapter/adapter_style.sig").read_bytes()
+    host.collect(again=True)
+    assert (host.home / "adapter/adapter_style.sig").read_bytes() == before
+    host.train(run_name(1), b"new")
+    host.collect()
+    assert verified(folder)
+    (folder / "adapter_model.safetensors").write_bytes(b"another")
+    assert not verified(folder)
+
+
+def test_a_key_without_the_program_or_a_key_that_is_none_is_a_warning(tmp_path, monkeypatch):
+    host = CollectHost(tmp_path, sign_adapters_key=str(tmp_path / "none.pem"))
+    monkeypatch.setattr(signing, "_program", lambda: None)
+    host.collect()
+    assert len(host.warned) == 2
+    assert "adapter_sample is not signed: there is no model_signing here" in host.warned[0]
+    monkeypatch.setattr(signing, "_program", lambda: "/nowhere/model_signing")
+    assert "adapter_style is not signed: " in signing.sign(
+        str(host.home / "adapter/adapter_style"), "k"
+    )
+    assert not list(host.home.rglob("*.sig*"))
 
 
 # Which runs go
