@@ -132,10 +132,15 @@ def proxy(gpu_host: GpuHost) -> Iterator[CuttingProxy]:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_collect_that_is_cut_at_random_points_goes_on(
-    trained_clone: Clone, proxy: CuttingProxy, seed: int
+    trained_clone: Clone, gpu_host: GpuHost, proxy: CuttingProxy, seed: int
 ) -> None:
     drawn = random.Random(seed)  # noqa: S311
-    site = trained_clone(ansible_port=proxy.port, reconnect_timeout=60)
+    site = trained_clone(
+        ansible_port=proxy.port,
+        reconnect_timeout=60,
+        # The proxy is that server, by another port.
+        ansible_ssh_extra_args=f"-o HostKeyAlias=[127.0.0.1]:{gpu_host.port}",
+    )
     name = "large.safetensors"
     content = drawn.randbytes(48 * 1024 * 1024)
     (site.adapter("style").parent / name).write_bytes(content)
