@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import threading
@@ -155,7 +156,9 @@ def test_a_collect_that_is_cut_at_random_points_goes_on(
         folder = site.home / ".incoming"
         want = drawn.randrange(1, 12) * 1024 * 1024
         while not over.is_set() and len(sizes) < 3:
-            have = max((p.stat().st_size for p in folder.glob("?" * 64)), default=0)
+            have = 0
+            with contextlib.suppress(FileNotFoundError):  # it is at its place by now
+                have = max((p.stat().st_size for p in folder.glob("?" * 64)), default=0)
             if have >= want:
                 sizes.append(have)
                 want = have + drawn.randrange(1, 12) * 1024 * 1024
