@@ -14,6 +14,7 @@ PLAYBOOKS = {
     "precheck": ("precheck.yml", "see whether the machine is fit"),
     "sync": ("sync.yml", "bring the training project to the host"),
     "collect": ("collect.yml", "bring the results home, or verify what is there"),
+    "restore": ("restore.yml", "give a run that is at home back to a host"),
     "report": ("report.yml", "draw the page of a run again, from what is at home"),
     "status": ("status.yml", "say where each stage stands, and what the machine does"),
     "stop": ("stop.yml", "end the stage that runs, and nothing else"),

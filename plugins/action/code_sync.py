@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import sys
 import tempfile
@@ -13,31 +12,19 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 
 from ansible.errors import AnsibleConnectionFailure
 
-from controller import link, project, source
-from controller.action import (
-    GaveUpError,
-    Result,
-    TrainAction,
-    failed,
-    warnings_of,
-)
-from controller.progress import SHOWN_AFTER, Meter, size, waiting
+from controller import project, source
+from controller.action import GaveUpError, Result, failed, warnings_of
+from controller.delivery import Delivery
+from controller.progress import SHOWN_AFTER, Meter, waiting
 from controller.scratch import scratch
-from controller.upload import Upload
-from remote_train import bundle, bundle_archive, offer, plan, runs, signature
+from remote_train import bundle, bundle_archive, offer, plan, signature
 from remote_train.errors import TrainError
 from remote_train.hashing import file_digest
 from remote_train.offer import Offer
 from remote_train.project_files import ProjectFile
 
-INCOMING = f"{runs.SYNC}/incoming"
-"""Where what is sent arrives on the host, under the project root and on its file system."""
 
-INLINE = 256 * 1024
-"""Bytes up to which an archive comes along with the module, and costs no round trip of its own."""
-
-
-class ActionModule(TrainAction):
+class ActionModule(Delivery):
     """``code_sync:`` with the request and the plan; sends what the plan says differs."""
 
     def act(self, task_vars: Result) -> Result:
@@ -78,15 +65,7 @@ class ActionModule(TrainAction):
             self._line.keep(f"  {_nothing(made)}")
         if self.check or not made["sends"]:
             return result
-        self._patience = float(request["reconnect_timeout"])
-        self._link = link.Link(
-            lambda _line: "",
-            self._connection.reset,
-            self._patience,
-            self._line.keep,
-            "what was sent stays there",
-            "it goes on from there",
-        )
+        self.connect(self._root, self._line, float(request["reconnect_timeout"]))
         with scratch() as folder:
             if made["git"] and made["git"]["changes"]:
                 result["sent"]["git"] = self._pull(made["git"])
@@ -131,7 +110,7 @@ class ActionModule(TrainAction):
             if file_digest(path) != made["offer"]["archive"]:
                 raise _changed(f"The bundle {path}")
             beside = [name for name in bundle_archive.beside(path) if os.path.isfile(name)]
-            return self._deliver([path, *beside], made["offer"]["archive"], terms, made)
+            return self.deliver([path, *beside], made["offer"]["archive"], terms, made)
         if made["offer"]["part"] and sync["mode"] != "bundle":
             part = offer.unpack(made["offer"]["part"])
             place = source.folder_of(sync)
@@ -152,7 +131,7 @@ class ActionModule(TrainAction):
                 meter = self._packing(found.label, found.files)
                 # A folder's name may hold what an archive's may not.
                 built = bundle.build(found.folder, found.files, folder, "project", meter.add)
-                return self._deliver([built.paths[0]], built.sha256, terms, made)
+                return self.deliver([built.paths[0]], built.sha256, terms, made)
             chosen = {found.offer.names[place] for place in made["offer"]["places"]}
             files = [file for file in found.files if file.name in chosen]
             if made["offer"]["kept"]:
@@ -174,7 +153,7 @@ class ActionModule(TrainAction):
         path = os.path.join(folder, "project.delta")
         meter = self._packing(made["offer"]["label"], files)
         sha256 = bundle.build_delta(place, files, digests, path, meter.add)
-        return self._deliver([path], sha256, terms, made)
+        return self.deliver([path], sha256, terms, made)
 
     def _engine(self, folder: str) -> Result:
         """Send this project's own code, all of it."""
@@ -186,102 +165,10 @@ class ActionModule(TrainAction):
             "keep": 0,
         }
         asked = {"offer": {"label": "engine", "bytes": built.bytes}, "sync": {}}
-        return self._deliver([built.paths[0]], built.sha256, terms, asked)
+        return self.deliver([built.paths[0]], built.sha256, terms, asked)
 
     def _packing(self, label: str, files: list[ProjectFile]) -> Meter:
         return Meter(self._line, f"packing {label}:", sum(file.size for file in files))
-
-    # -- how it is sent -------------------------------------------------------------------------
-
-    def _deliver(self, paths: list[str], sha256: str, terms: Result, made: Result) -> Result:
-        """Bring an archive, and what speaks of it, to the host, and apply it there.
-
-        :param made: what the plan says of it.
-        """
-        archive, label = paths[0], made["offer"]["label"]
-        length = os.path.getsize(archive)
-        meter = Meter(self._line, f"sending {label}:", length)
-        terms = {**terms, "sha256": sha256, "label": label, "project_root": self._root}
-        doing = f"the host verifies and applies {label}, {size(length)}"
-        if length <= INLINE and len(paths) == 1:
-            with open(archive, "rb") as stream:
-                terms["content"] = base64.b64encode(stream.read()).decode("ascii")
-            with waiting(self._line, doing):
-                applied = self._applied(terms, made["sync"])
-        else:
-            applied = self._uploaded(paths, terms, made, meter, doing)
-        rate = f" at {meter.rate}" if meter.seconds >= SHOWN_AFTER else ""
-        before = f", {meter.skipped:,} were there already" if meter.skipped else ""
-        for warning in warnings_of(applied):
-            self.warn(warning)
-        keys = ("added", "replaced", "removed", "kept")
-        counts = ", ".join(f"{len(applied[key])} {key}" for key in keys if applied[key])
-        signer = f", signed by {applied['signer']}" if applied["signer"] else ""
-        self._line.keep(
-            f"  {label}: {length - meter.skipped:,} bytes sent{rate}{before},"
-            f" verified{signer} and applied ({counts or 'same'})"
-        )
-        return {key: applied[key] for key in (*keys, "unchanged", "bytes", "sha256", "signer")}
-
-    def _uploaded(
-        self, paths: list[str], terms: Result, made: Result, meter: Meter, doing: str
-    ) -> Result:
-        """Send an archive in parts, and what lies beside it; let the host apply it.
-
-        What was sent stays on the host where it can be of use to the same command given again.
-        """
-        incoming = os.path.join(self._root, INCOMING)
-        folder = terms["sha256"][:32]
-        upload = Upload(self._on_host, self._link, incoming)
-        again = True
-        while True:
-            terms["src"] = upload.send(paths[0], folder, meter, made["offer"]["bytes"])
-            for path in paths[1:]:
-                upload.place(path, folder)
-            try:
-                with waiting(self._line, doing):
-                    applied = self._applied(terms, made["sync"])
-                break
-            except TrainError as error:
-                # Another sync of the same files has ended, and has taken them away with it.
-                if again and upload.missing(paths[0], folder):
-                    again = False
-                    continue
-                if error.category == "integrity":  # sending it again wouldn't help
-                    self._forget(os.path.join(incoming, folder))
-                raise
-        self._forget(os.path.join(incoming, folder))
-        return applied
-
-    def _applied(self, terms: Result, planned: dict[str, list[str]]) -> Result:
-        """Let the host apply it, over cuts; what that changed.
-
-        One that is cut off goes on there by itself: the next one waits for it, and finds nothing
-        left to do. What it did is then what was planned.
-        """
-        tries = 0
-
-        def once() -> Result:
-            nonlocal tries
-            tries += 1
-            patience = self._patience if tries > 1 else 0
-            return self.call("apply_bundle", {**terms, "wait": patience}, self._vars)
-
-        applied: Result = self._link(once)
-        if tries > 1 and not applied["changed"] and planned:
-            changed = planned["change"] + planned["mode"]
-            applied.update(added=planned["add"], replaced=changed, removed=planned["remove"])
-        return applied
-
-    def _on_host(self, words: list[str], stdin: bytes) -> str:
-        return self.shell(words, stdin, os.path.join(self._root, INCOMING))
-
-    def _forget(self, folder: str) -> None:
-        """Remove what was sent; where the host is gone, the next day's sync does it."""
-        try:
-            self.shell(["rm", "-r", "-f", "--", folder])
-        except (AnsibleConnectionFailure, TrainError) as error:
-            self.warn(f"{folder} is left on the host: {error}")
 
 
 def _nothing(made: Result) -> str:

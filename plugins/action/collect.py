@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import sys
 import tempfile
 import time
@@ -14,12 +15,18 @@ sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "mo
 
 from ansible.errors import AnsibleConnectionFailure
 
+from controller import download, signing
 from controller.action import GaveUpError, Result, TrainAction, failed
 from controller.home import home_path
+from controller.link import Link
 from controller.progress import SHOWN_AFTER, Meter
-from remote_train import bundle, gather, issues, runs
+from remote_train import bundle, gather, issues, kept, retention, runs
 from remote_train.atomic import write_json, write_text
+from remote_train.bundle_apply import Delivery
 from remote_train.errors import TrainError
+
+LARGE = 4 * 1024 * 1024
+"""Bytes from which on a file comes by itself: an adapter hardly gets smaller in a bundle."""
 
 ATTEMPTS = 4
 """How often a run is gathered before what was fetched has to agree with it."""
@@ -69,6 +76,7 @@ class ActionModule(TrainAction):
             if expected is not None:
                 return self._again(expected)
             gathered, brought = self._gather(controller)
+            self._keep(self._run)
         except AnsibleConnectionFailure:
             seen = ""
             if expected is None:
@@ -82,6 +90,11 @@ class ActionModule(TrainAction):
                     "infra",
                 )
             )
+        except GaveUpError as error:
+            if expected is None:
+                broke = issues.make("collect", error.message, category="infra")
+                self._leave_record(controller, [broke])
+            return failed(error)
         except TrainError as error:
             if expected is not None:
                 raise
@@ -91,9 +104,7 @@ class ActionModule(TrainAction):
             self._leave_record(controller, [refused])
             seen = f"What was seen from here is in {self._record_folder()}."
             raise TrainError(error.message, f"{hint} {seen}".strip(), category) from error
-        self.say("")
-        for line in gathered["table"].splitlines():
-            self._line.keep(line)
+        self._tell(gathered)
         report = self.draw_page(self._home, self._run, self._request["report_language"])
         report = report or os.path.join(self._home, home_path(gathered["summary"]))
         return {
@@ -104,13 +115,50 @@ class ActionModule(TrainAction):
             "report": report,
         }
 
+    def _tell(self, gathered: Result) -> None:
+        """Show what the host says of the run as a whole."""
+        if gathered["removed"]:
+            self._line.keep(
+                f"  old runs removed there (keep_runs): {', '.join(gathered['removed'])}"
+            )
+        for sentence in gathered["not_removed"]:
+            self.warn(sentence)
+        self.say("")
+        for line in gathered["table"].splitlines():
+            self._line.keep(line)
+
     def _again(self, expected: list[Result]) -> Result:
         """Make sure of what was collected before; a run that comes home anew gets its page."""
         brought = self._bring(expected)
-        parts = [part for name in brought["fetched"] for part in name.split("/")]
-        for run in sorted({part for part in parts if runs.is_name(part)}):
+        for run in _runs_in([file["path"] for file in expected]):
+            self._keep(run)
+        for run in _runs_in(brought["fetched"]):
             self.draw_page(self._home, run, self._request["report_language"])
         return brought
+
+    def _keep(self, run: str) -> None:
+        """Keep adapters, markers and logs with the run at home as well, and let old ones go."""
+        sync = os.path.join(self._home, "training_sync")
+        listed = runs.listed(os.path.join(sync, run, "outputs.sha256"))
+        if listed is None:
+            return
+        problems = kept.fill(
+            sync, run, listed, lambda name: os.path.join(self._home, home_path(name))
+        )
+        keep, pinned = self._request["keep_runs"], self._request["pinned_runs"]
+        pruned = retention.prune(sync, keep, pinned, {run, self._run})
+        if pruned.removed:
+            self._line.keep(f"  old runs removed here (keep_runs): {', '.join(pruned.removed)}")
+        for sentence in (*problems, *pruned.problems, *self._sign(listed)):
+            self.warn(sentence)
+
+    def _sign(self, listed: dict[str, str]) -> list[str]:
+        """Sign the adapters that a run lists, where there is a key; why one is not signed."""
+        key = self._request["sign_adapters_key"]
+        folders = [stage["adapter_dir"] for stage in self._request["stages"] if key]
+        there = [f for f in folders if any(name.startswith(f"{f}/") for name in listed)]
+        found = (signing.sign(os.path.join(self._home, home_path(f)), key) for f in there)
+        return [sentence for sentence in found if sentence]
 
     def _gather(self, controller: Result) -> tuple[Result, Result]:
         """What gather answered and what was brought home, from one and the same gathering.
@@ -132,7 +180,7 @@ class ActionModule(TrainAction):
     def _bring(self, files: list[Result]) -> Result:
         """Fetch what is not here as it should be, in one bundle; then verify all of it."""
         wanted = {home_path(file["path"]): file["sha256"] for file in files}
-        there = {home_path(file["path"]): file["path"] for file in files}
+        there = {home_path(file["path"]): file for file in files}
         missing = self._missing(wanted)
         size = 0
         if missing:
@@ -159,26 +207,56 @@ class ActionModule(TrainAction):
         found = bundle.compare(self._home, wanted)
         return sorted(found["missing"] + found["different"])
 
-    def _fetch(self, paths: list[str], wanted: dict[str, str]) -> int:
+    def _fetch(self, files: list[Result], wanted: dict[str, str]) -> int:
+        """Fetch ``files``, each verified before it is put into place; the bytes of all.
+
+        Small ones come in one bundle, which costs one round trip. Large ones come as they lie
+        there: they need no room on the host's disk, and what has come of one counts.
+        """
+        large = [file for file in files if _size(file) >= LARGE]
+        small = [file["path"] for file in files if _size(file) < LARGE]
+        os.makedirs(self._home, exist_ok=True)
+        with download.incoming(self._home, self._line.keep) as folder:
+            fetcher = download.Download(self._read_bytes, self._link(), folder)
+            total = sum(_size(file) for file in files)
+            needed = sum(fetcher.left(_size(file), file["sha256"]) for file in large)
+            download.require_room(self._home, needed)
+            meter = Meter(self._line, "fetching results:", total)
+            if small:
+                self._fetch_small(small, wanted, fetcher, meter)
+            for file in large:
+                there = os.path.join(self._request["project_root"], file["path"])
+                name = home_path(file["path"])
+                self._place(fetcher.fetch(there, _size(file), wanted[name], meter), name)
+            download.clear(folder)
+            if meter.skipped:
+                self._line.keep(f"  {meter.skipped:,} bytes were here already")
+        return total
+
+    def _fetch_small(
+        self,
+        paths: list[str],
+        wanted: dict[str, str],
+        fetcher: download.Download,
+        meter: Meter,
+    ) -> None:
         """One bundle with ``paths``, fetched, verified and only then put into place."""
         packed = self.call(
             "gather",
             {"request": self._request, "run": self._run, "pack": paths},
             self._vars,
         )
-        os.makedirs(self._home, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._home) as folder:
-            here = os.path.join(folder, "home.tar.gz")
-            meter = Meter(self._line, "fetching results:", int(packed["size"]))
-            try:
-                with meter.watching(lambda: os.path.getsize(here)):
-                    self._connection.fetch_file(packed["bundle"], here)
-            finally:
-                # What can't be removed now, the packing of another day removes.
-                with contextlib.suppress(AnsibleConnectionFailure, TrainError):
-                    self._remove(packed["bundle"])
+        try:
+            here = fetcher.fetch(packed["bundle"], int(packed["size"]), packed["sha256"], meter)
+        finally:
+            # What can't be removed now, the packing of another day removes.
+            with contextlib.suppress(AnsibleConnectionFailure, TrainError):
+                self._remove(packed["bundle"])
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(here)) as folder:
             unpacked = os.path.join(folder, "files")
-            bundle.apply(here, unpacked, os.path.join(folder, "state"), packed["sha256"], keep=0)
+            label = Delivery(label=os.path.basename(packed["bundle"]))
+            state = os.path.join(folder, "state")
+            bundle.apply(here, unpacked, state, packed["sha256"], keep=0, delivery=label)
             right = bundle.compare(unpacked, {path: wanted[home_path(path)] for path in paths})
             if right["missing"] or right["different"]:
                 raise TrainError(
@@ -188,7 +266,33 @@ class ActionModule(TrainAction):
                 )
             for path in paths:
                 self._place(os.path.join(unpacked, path), home_path(path))
-        return int(packed["size"])
+        os.unlink(here)
+
+    def _link(self) -> Link:
+        """The connection, while files come over it."""
+        return Link(
+            lambda _line: "",
+            self._connection.reset,
+            float(self._request["reconnect_timeout"]),
+            self._line.keep,
+            "what was fetched stays here",
+            "it goes on from there",
+        )
+
+    def _read_bytes(self, words: list[str]) -> bytes:
+        """Run one program on the host; the bytes that it printed, which are no text."""
+        answer: tuple[int, bytes, bytes] = self._connection.exec_command(
+            shlex.join(words), in_data=None, sudoable=False
+        )
+        status, printed, complaint = answer
+        if status != 0:
+            said = complaint.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no word"]
+            raise TrainError(
+                f"What was collected can't be read on the host: {said[0]}",
+                "Give the same command again: it collects anew what there is.",
+                "integrity",
+            )
+        return printed
 
     def _remove(self, there: str) -> None:
         """Remove a bundle that was fetched, and what stands in a folder of its own beside it."""
@@ -200,7 +304,14 @@ class ActionModule(TrainAction):
         """Put one verified file into place, by a rename on the same file system."""
         target = os.path.join(self._home, name)
         folder = os.path.dirname(target)
-        os.makedirs(folder, exist_ok=True)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise TrainError(
+                f"A file is in the place of the folder {error.filename}.",
+                "Move it away, or give another collect_dest; then give the same command again.",
+                "integrity",
+            ) from error
         if os.path.realpath(folder) != os.path.join(
             os.path.realpath(self._home), os.path.dirname(name)
         ).rstrip("/"):
@@ -243,3 +354,14 @@ class ActionModule(TrainAction):
         if controller["findings"]:
             write_json(os.path.join(folder, "precheck.json"), gather.gate_record(controller))
         self.draw_page(self._home, self._run, self._request["report_language"])
+
+
+def _runs_in(paths: list[str]) -> list[str]:
+    """The runs that these files are of."""
+    parts = {part for path in paths for part in path.split("/")}
+    return sorted(part for part in parts if runs.is_name(part))
+
+
+def _size(file: Result) -> int:
+    """The bytes of a file, as the host has said."""
+    return max(0, int(file.get("size") or 0))

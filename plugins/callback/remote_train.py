@@ -45,6 +45,7 @@ _LIVE_ACTIONS = (
     "stage",
     "collect",
     "bundle",
+    "restore",
     "report",
     "stop",
     "logs",

@@ -71,6 +71,16 @@ summary:
   description: The path of TRAINING_SUMMARY.md under the project root.
   type: str
   returned: when gathering
+removed:
+  description: The old runs that were removed, by the rule C(keep_runs).
+  type: list
+  elements: str
+  returned: when gathering
+not_removed:
+  description: A sentence for each old run that could not be removed.
+  type: list
+  elements: str
+  returned: when gathering
 bundle:
   description: The bundle's path on the host.
   type: str

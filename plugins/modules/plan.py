@@ -157,6 +157,7 @@ from ansible.module_utils.remote_train import (
     offer,
     plan,
     recovery,
+    restore_place,
     target_change,
 )
 from ansible.module_utils.remote_train.digest_cache import DigestCache
@@ -218,7 +219,10 @@ def main() -> None:
     try:
         plan.reach(given["request"], given["python"])
         # What was interrupted comes to its end first: one look at one name each where nothing was.
-        states = [(root, os.path.join(root, folder)) for folder in plan.STATES]
+        states = [
+            (root, os.path.join(root, folder))
+            for folder in (*plan.STATES, *restore_place.interrupted(root))
+        ]
         for place, its_state in (*states, (engine, f"{engine}/.state")):
             if module.check_mode and recovery.pending(its_state):
                 interrupted.append(f"A sync of {place} was interrupted; a run ends it first.")

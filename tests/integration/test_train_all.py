@@ -97,12 +97,15 @@ def test_sha256sum_agrees_on_the_host_and_at_home(first_run: tuple[Site, Outcome
     at_home = site.home / "training_sync" / run.name
     own = check_sums(run, "SHA256SUMS")
     listed = {line.rpartition(": ")[0] for line in own}
-    assert listed == {str(p.relative_to(run)) for p in run.rglob("*")} - {"SHA256SUMS"}
+    there = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    assert listed == {name for name in there if not name.startswith("kept/")} - {"SHA256SUMS"}
     assert check_sums(at_home, "SHA256SUMS") == own
     # Its paths start at project_root, which is the folder above outputs.
     outputs = check_sums(site.root, str(run / "outputs.sha256"))
     # 4 stages: two files of the adapter, the marker and the log each.
     assert len(outputs) == 16
+    for folder in (run, at_home):
+        assert check_sums(folder / "kept", str(folder / "outputs.sha256")) == outputs
     as_on_host = site.folder / "as_on_host"
     as_on_host.mkdir()
     (as_on_host / "outputs").symlink_to(site.home)
@@ -145,7 +148,8 @@ def test_a_second_run_has_nothing_to_do(
         assert "skips: up to date (-e force=true trains it again)" in outcome.plan_of(stage)
     assert all(counts["changed"] == 0 for counts in outcome.recap.values()), outcome.output
     at_home = {name: content for name, content in tree(site.home).items() if content != "folder"}
-    count = sum(not name.endswith("/report.html") for name in at_home)
+    # What is kept with the run is what lies beside it, and is in the other list.
+    count = sum("/kept/" not in name and not name.endswith("/report.html") for name in at_home)
     assert f"{count} files verified in {site.home} (0 fetched)" in outcome.lines
     assert without_digests(tree(site.folder)) == without_digests(before)
 

@@ -72,7 +72,7 @@ def planned(tmp_path: Path, made: dict[str, Any], **request: Any) -> Any:
     return action(plan_action, {"request": wanted}, lambda *_: {**MADE, **made}).act({})
 
 
-def cut(*_: Any) -> Any:
+def cut(*_: Any, **_options: Any) -> Any:
     raise AnsibleConnectionFailure("Broken pipe")
 
 
@@ -166,7 +166,11 @@ def test_a_cut_in_a_sync_is_a_failure_that_can_be_rescued(tmp_path, monkeypatch)
 
 def collecting(tmp_path: Path, call: Any, **attributes: Any) -> Any:
     arguments = {
-        "request": {"project_root": "/srv/tutor", "report_language": "en"},
+        "request": {
+            "project_root": "/srv/tutor",
+            "report_language": "en",
+            "reconnect_timeout": 0,
+        },
         "run": RUN,
         "dest": str(tmp_path),
         "controller": CONTROLLER,
@@ -258,16 +262,22 @@ def test_a_page_that_cannot_be_drawn_is_a_warning_and_no_failure(tmp_path):
     assert all(RUN in text and "`remote-train report`" in text for text in warned)
 
 
-def test_a_bundle_is_removed_though_its_fetch_broke(tmp_path):
+def test_a_bundle_is_removed_though_its_fetch_broke(tmp_path, monkeypatch):
+    monkeypatch.setattr(link.time, "sleep", lambda _seconds: None)
     bundle = "/srv/tutor/outputs/training_sync/outgoing/x/home.tar.gz"
     answers = iter(
-        [{"files": [{"path": "outputs/a", "sha256": "0" * 64}]}, {"bundle": bundle, "size": 1}]
+        [
+            {"files": [{"path": "outputs/a", "sha256": "0" * 64, "size": 1}]},
+            {"bundle": bundle, "size": 1, "sha256": "1" * 64},
+        ]
     )
-    made = collecting(tmp_path, lambda *_: next(answers), fetch_file=cut)
+    made = collecting(tmp_path, lambda *_: next(answers), exec_command=cut, reset=lambda: None)
     removed: list[list[str]] = []
     made.shell = removed.append
-    assert made.act({})["unreachable_host"]
+    answer = made.act({})
+    assert (answer["unreachable_host"], answer["category"]) == (True, "infra")
     assert [words[-1] for words in removed] == [str(Path(bundle).parent)]
+    assert symptoms(tmp_path) == ["The host could not be reached again in 0 s."]
 
 
 def test_where_nothing_was_collected_nothing_is_made(tmp_path):

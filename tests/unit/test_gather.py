@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from remote_train import gather, issues, live, markers, plan, runs
+from remote_train import gather, issues, kept, live, markers, plan, runs
 from remote_train.errors import TrainError
 from tests.unit.stage_host import RUN, build, done_marker, put
 
@@ -90,7 +90,9 @@ def run(tmp_path):
 
 
 def names(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """The files below a folder, but for those kept with a run: outputs.sha256 lists them."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {name for name in found if not name.startswith(f"{kept.FOLDER}/")}
 
 
 def checked_by_sha256sum(listing: Path, where: Path) -> set[str]:
@@ -545,7 +547,7 @@ def test_outputs_may_lie_on_another_disk(run, tmp_path, monkeypatch, link, hard_
     (run.root / link).symlink_to(tmp_path / "disk")
     if not hard_links:
 
-        def refuse(*_: Any) -> None:
+        def refuse(*_: Any, **_options: Any) -> None:
             raise OSError(18, "another disk")
 
         monkeypatch.setattr(os, "link", refuse)

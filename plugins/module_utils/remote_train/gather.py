@@ -12,10 +12,21 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import acceptance, bundle, handover, issues, live, markers, runs, summary
+from . import (
+    acceptance,
+    bundle,
+    handover,
+    issues,
+    kept,
+    live,
+    markers,
+    retention,
+    runs,
+    summary,
+)
 from .atomic import write_bytes, write_json, write_text
 from .errors import TrainError
 from .file_names import shown
@@ -59,13 +70,14 @@ def gather(
         runs.mark(root, run, name, "failed")
     stages = [_stage_row(request, stage, run, controller, broken) for stage in request["stages"]]
     findings = _precheck(root, run, controller)
-    found = _issues(where, stages, controller)
+    outputs = _outputs(request)
+    unkept = _keep(request, run, outputs)
+    found = _issues(where, stages, controller, unkept)
     write_text(
         os.path.join(where, "issues.jsonl"),
         "".join(f"{issues.line(issue)}\n" for issue in found),
     )
     write_text(os.path.join(where, "ISSUES.md"), issues.render(found))
-    outputs = _outputs(request)
     _copy_reports(root, where, request, stages)
     against = _against(request, stages, controller, broken)
     verdict = "done" if not against else "failed"
@@ -115,13 +127,42 @@ def gather(
     }
     write_bytes(os.path.join(where, "SHA256SUMS"), write_manifest(own))
     _let_the_worker_go(request, run, stages, controller)
+    pruned = _prune(request, run)
     return {
         "files": _to_bring(root, f"{runs.SYNC}/{run}", outputs, own),
         "table": summary.table(stages),
         "verdict": verdict,
         "against": against,
         "summary": f"{runs.SYNC}/{run}/TRAINING_SUMMARY.md",
+        "removed": pruned.removed,
+        "not_removed": pruned.problems,
     }
+
+
+def _keep(request: Mapping[str, Any], run: str, outputs: Mapping[str, str]) -> list[str]:
+    """Keep adapters, markers and logs with the run; a sentence for each that can't be kept."""
+    root = request["project_root"]
+    return kept.fill(
+        os.path.join(root, runs.SYNC),
+        run,
+        outputs,
+        lambda name: os.path.join(root, name),
+        copied_outputs(request, outputs),
+    )
+
+
+def copied_outputs(request: Mapping[str, Any], outputs: Iterable[str]) -> set[str]:
+    """The adapters of the user's own commands, which may write over a file as it lies."""
+    folders = [f"{stage['adapter_dir']}/" for stage in request["stages"] if stage["command"]]
+    return {name for name in outputs if name.startswith(tuple(folders))}
+
+
+def _prune(request: Mapping[str, Any], run: str) -> retention.Pruned:
+    """Remove the runs that the rule doesn't keep."""
+    root = request["project_root"]
+    busy = {run, str((live.running(root) or {}).get("run"))}
+    sync = os.path.join(root, runs.SYNC)
+    return retention.prune(sync, request["keep_runs"], request["pinned_runs"], busy)
 
 
 def _let_the_worker_go(
@@ -227,9 +268,9 @@ def _precheck(root: str, run: str, controller: Mapping[str, Any]) -> list[dict[s
     path = os.path.join(runs.folder(root, run), "precheck.json")
     findings: list[dict[str, Any]] = controller["findings"]
     stops = bool(controller["gate_stops"])
-    kept = live.read_json(path).get("findings")
-    if kept and not findings:
-        return list(kept)
+    before = live.read_json(path).get("findings")
+    if before and not findings:
+        return list(before)
     write_json(path, gate_record(controller))
     if findings:
         runs.mark(root, run, "precheck", "failed" if stops else "done")
@@ -296,9 +337,22 @@ def controllers_issues(controller: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _issues(
-    where: str, stages: list[dict[str, Any]], controller: Mapping[str, Any]
+    where: str,
+    stages: list[dict[str, Any]],
+    controller: Mapping[str, Any],
+    unkept: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Every warning and error of both sides, each once."""
+    storage = [
+        issues.make(
+            "collect",
+            sentence,
+            category="infra",
+            severity="warning",
+            action="It lies in outputs all the same, until its stage is trained again.",
+        )
+        for sentence in unkept
+    ]
     judged = [
         issues.make(
             "collect",
@@ -312,8 +366,8 @@ def _issues(
         if stage["acceptance"] == "failed"
         for reason in stage["acceptance_reasons"]
     ]
-    kept = issues.read(os.path.join(where, "issues.jsonl"))
-    return issues.add(kept, [*controllers_issues(controller), *judged])
+    before = issues.read(os.path.join(where, "issues.jsonl"))
+    return issues.add(before, [*controllers_issues(controller), *judged, *storage])
 
 
 def _outputs(request: Mapping[str, Any]) -> dict[str, str]:
@@ -342,8 +396,15 @@ def _is_collected(name: str) -> bool:
 
 
 def _own_names(where: str) -> set[str]:
-    """What of a run's folder is the host's: home may be the same folder, and has its page there."""
-    return set(_names(where)) - {runs.PAGE}
+    """What of a run's folder is the host's: home may be the same folder, and has its page there.
+
+    What is kept with a run is in another list, by the paths that it has under the root.
+    """
+    return {
+        name
+        for name in _names(where)
+        if name != runs.PAGE and not name.startswith(f"{kept.FOLDER}/")
+    }
 
 
 def _names(folder: str) -> list[str]:

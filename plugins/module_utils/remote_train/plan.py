@@ -26,9 +26,8 @@ from . import (
 )
 from .digest_cache import DigestCache
 from .errors import TrainError
-from .file_names import IllegalNameError, is_within, shown, to_name
+from .file_names import is_within, shown
 from .hashing import file_digest
-from .manifest_lines import split_line
 from .offer import Offer
 from .problems import RefusedError
 
@@ -114,14 +113,16 @@ def _base(stage: Mapping[str, Any], root: str) -> str:
 def at_home(root: str) -> list[dict[str, Any]]:
     """What the last collect gathered, so that the controller can verify what it has at home.
 
-    :returns: ``path`` under the project root and ``sha256`` of each file; empty where nothing
-        has been collected yet, and where a file of the list has gone from the host since, or a
-        stage of the run has ended since, so that only a new gathering says what there is.
+    :returns: ``path`` under the project root, ``sha256`` and ``size`` of each file; empty where
+        nothing has been collected yet, and where a file of the list has gone from the host since,
+        or a stage of the run has ended since, so that only a new gathering says what there is.
     """
     run = runs.latest(root)
     files = _collected(root, run)
     gone = any(not os.path.isfile(os.path.join(root, file["path"])) for file in files)
-    return [] if gone or _ended_since(root, run, files) else files
+    if gone or _ended_since(root, run, files):
+        return []
+    return [{**file, "size": os.path.getsize(os.path.join(root, file["path"]))} for file in files]
 
 
 def _ended_since(root: str, run: str | None, files: list[dict[str, Any]]) -> bool:
@@ -139,7 +140,9 @@ def _ended_since(root: str, run: str | None, files: list[dict[str, Any]]) -> boo
 def _collected(root: str, run: str | None) -> list[dict[str, Any]]:
     """The files that ``run`` was gathered with; empty where it was not, or not to its end."""
     where = f"{runs.SYNC}/{run}"
-    outputs, own = (_listed(os.path.join(root, where, n)) for n in ("outputs.sha256", "SHA256SUMS"))
+    outputs, own = (
+        runs.listed(os.path.join(root, where, n)) for n in ("outputs.sha256", "SHA256SUMS")
+    )
     if outputs is None or not own or own.get("outputs.sha256") != _digest(root, where):
         return []
     own = {f"{where}/{name}": digest for name, digest in own.items()}
@@ -167,17 +170,6 @@ def uncollected(root: str, work: bool = False) -> str | None:
 
 def _digest(root: str, where: str) -> str:
     return file_digest(os.path.join(root, where, "outputs.sha256"), "sha256")
-
-
-def _listed(path: str) -> dict[str, str] | None:
-    """The digests in a list that gather wrote, by name; None where it isn't there whole."""
-    try:
-        with open(path, "rb") as stream:
-            *lines, rest = stream.read().split(b"\n")
-        found = [split_line(line) for line in lines]
-    except (OSError, IllegalNameError):
-        return None
-    return None if rest else {to_name(name): digest for digest, _, name in found}
 
 
 def reach(request: Mapping[str, Any], python: str = "") -> None:

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import git_url, model_cache
+from . import git_url, model_cache, runs
 from .errors import TrainError
 
 TRAINING_SETTINGS = (
@@ -419,6 +419,9 @@ def build(
         "on_lock": values["on_lock"],
         "reconnect_timeout": typed("reconnect_timeout", values["reconnect_timeout"], "int"),
         "fingerprint_ignore": list(values["fingerprint_ignore"]),
+        "sign_adapters_key": str(values["sign_adapters_key"] or ""),
+        "keep_runs": _not_below("keep_runs", values["keep_runs"], 0, "runs"),
+        "pinned_runs": [runs.named("pinned_runs", run) for run in values["pinned_runs"]],
         "storage": {key: _folder(key, values[key]) for key in model_cache.STORAGE},
         "sync": _sync(values),
         "survival": _survival(values),

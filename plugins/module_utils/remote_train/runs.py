@@ -13,7 +13,9 @@ from typing import Any
 
 from .atomic import write_json, write_text
 from .errors import TrainError
+from .file_names import IllegalNameError, to_name
 from .live import read_json
+from .manifest_lines import split_line
 
 SYNC = "outputs/training_sync"
 PAGE = "report.html"
@@ -38,6 +40,16 @@ def is_name(run: object) -> bool:
     return isinstance(run, str) and bool(_NAME.fullmatch(run))
 
 
+def named(setting: str, run: object) -> str:
+    """``run`` as a setting names it. :raises TrainError: where that is the name of no run."""
+    if not is_name(run):
+        raise TrainError(
+            f"{setting} names {run!r}, which is not the name of a run.",
+            "A run is named run_<timestamp>, as its folder in training_sync is.",
+        )
+    return str(run)
+
+
 def folder(root: str, run: str) -> str:
     """Where a run lies under the project's ``root``.
 
@@ -56,11 +68,27 @@ def latest(root: str) -> str | None:
 
 def newest_first(root: str) -> list[str]:
     """All runs in a project by their names."""
+    return found(os.path.join(root, SYNC))
+
+
+def found(sync: str) -> list[str]:
+    """All runs in the folder that they lie in, on the host or at home, the newest first."""
     try:
-        names = os.listdir(os.path.join(root, SYNC))
+        names = os.listdir(sync)
     except (FileNotFoundError, NotADirectoryError):  # what is in the way is for the gate to say
         return []
     return sorted((name for name in names if _NAME.fullmatch(name)), reverse=True)
+
+
+def listed(path: str) -> dict[str, str] | None:
+    """The digests in a list that gather wrote, by name; None where it isn't there whole."""
+    try:
+        with open(path, "rb") as stream:
+            *lines, rest = stream.read().split(b"\n")
+        digests = [split_line(line) for line in lines]
+    except (OSError, IllegalNameError):
+        return None
+    return None if rest else {to_name(name): digest for digest, _, name in digests}
 
 
 def mark(root: str, run: str, name: str, state: str) -> None:
