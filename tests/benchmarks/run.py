@@ -26,6 +26,7 @@ from tests.benchmarks import (  # noqa: E402
     around_stages,
     checkpoints,
     empty_plan,
+    four_stages,
     gate,
     large_files,
     many_lines,
@@ -47,6 +48,7 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "worker": worker.measure,
     "around_stages": around_stages.measure,
     "report_page": report_page.measure,
+    "four_stages": four_stages.measure,
 }
 
 
