@@ -33,6 +33,7 @@ from tests.benchmarks import (  # noqa: E402
     one_change,
     report_page,
     small_files,
+    training_alone,
     worker,
 )
 from tests.benchmarks.rows import WORK, BenchError, Row, say, table  # noqa: E402
@@ -48,6 +49,7 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "worker": worker.measure,
     "around_stages": around_stages.measure,
     "report_page": report_page.measure,
+    "training_alone": training_alone.measure,
     "four_stages": four_stages.measure,
 }
 

@@ -96,8 +96,10 @@ def add_adapter(model: Any, config: dict[str, Any]) -> Any:
     return get_peft_model(model, lora)
 
 
-def fit(model: Any, samples: list[dict[str, list[int]]], config: dict[str, Any]) -> Any:
-    """Train ``model``, which has its adapter, on ``samples``; returns the Trainer.
+def fit(
+    model: Any, samples: list[dict[str, list[int]]], config: dict[str, Any]
+) -> tuple[Any, float]:
+    """Train ``model``, which has its adapter, on ``samples``; the Trainer, and its seconds.
 
     :param config: ``learning_rate``, ``num_train_epochs``, ``gradient_accumulation_steps``,
         ``order`` (a list of indices an epoch), ``output``, ``dropout_seed``.
@@ -127,8 +129,18 @@ def fit(model: Any, samples: list[dict[str, list[int]]], config: dict[str, Any])
             seed=config["dropout_seed"],
         ),
     )
+    started = time.perf_counter()
     trainer.train()
-    return trainer
+    return trainer, time.perf_counter() - started
+
+
+def _trained(config: dict[str, Any], steps: int) -> list[int]:
+    """The samples that so many steps have trained on; an epoch's last step may be smaller."""
+    size = config["gradient_accumulation_steps"]
+    parts = [
+        epoch[at : at + size] for epoch in config["order"] for at in range(0, len(epoch), size)
+    ]
+    return [place for part in parts[:steps] for place in part]
 
 
 def main(path: str) -> None:
@@ -140,12 +152,12 @@ def main(path: str) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(config["base"], dtype=torch.float32)
     loaded = time.perf_counter()
     samples = [chats.encode(chat, tokenizer) for chat in chats.read(config["train"])]
-    trainer = fit(add_adapter(model, config), samples, config)
+    trainer, fit_seconds = fit(add_adapter(model, config), samples, config)
     trained = time.perf_counter()
     trainer.save_model(config["output"])
     tokenizer.save_pretrained(config["output"])
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    order = [place for epoch in config["order"] for place in epoch]
+    order = _trained(config, len(losses))
     result = {
         "seconds": {
             "imports": imported - STARTED,
@@ -153,6 +165,7 @@ def main(path: str) -> None:
             "train": trained - loaded,
             "save": time.perf_counter() - trained,
         },
+        "fit_seconds": fit_seconds,
         "losses": losses,
         "tokens": sum(len(samples[place]["input_ids"]) for place in order),
         "trained_tokens": sum(
