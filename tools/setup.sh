@@ -13,7 +13,7 @@ export PATH
 
 compared= extras=train,dev
 case "${1:-}" in
-bench) compared="rsync:rsync openssl:openssl" ;;
+bench) compared="rsync:rsync openssl:openssl" extras=train,dev,bench ;;
 page) compared="chromium:chromium fc-list:fontconfig" extras=train,dev,page ;;
 esac
 
@@ -39,6 +39,7 @@ missing_programs() {
 has_extras() {
     case "$extras" in
     *page*) .venv/bin/python -c 'import playwright' >/dev/null 2>&1 ;;
+    *bench*) .venv/bin/python -m pip show --quiet trl >/dev/null 2>&1 ;;
     esac
 }
 

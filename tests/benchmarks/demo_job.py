@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,3 +43,21 @@ def write(path: Path, model: str, epochs: float, **changes: Any) -> dict[str, An
     }
     path.write_text(json.dumps(job))
     return job
+
+
+def without_end(model: str, folder: Path) -> str:
+    """A copy of the base model that ends no answer by itself, so that all reach the limit.
+
+    Its end token is its padding token, which no text that it was trained on holds. Whoever loads
+    it, with whatever program, gets the same stop rule, and no setting is needed for it.
+    """
+    shutil.copytree(model, folder)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        path = folder / name
+        values = json.loads(path.read_bytes())
+        if "eos_token" in values:
+            values["eos_token"] = values["pad_token"]
+        if "eos_token_id" in values:
+            values["eos_token_id"] = values["pad_token_id"]
+        path.write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
+    return str(folder)

@@ -26,12 +26,14 @@ from tests.benchmarks import (  # noqa: E402
     around_stages,
     checkpoints,
     empty_plan,
+    four_stages,
     gate,
     large_files,
     many_lines,
     one_change,
     report_page,
     small_files,
+    training_alone,
     worker,
 )
 from tests.benchmarks.rows import WORK, BenchError, Row, say, table  # noqa: E402
@@ -47,6 +49,8 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "worker": worker.measure,
     "around_stages": around_stages.measure,
     "report_page": report_page.measure,
+    "training_alone": training_alone.measure,
+    "four_stages": four_stages.measure,
 }
 
 
