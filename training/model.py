@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 
 from training.device import Device
 from training.errors import JobError
@@ -266,7 +267,7 @@ def _loading(settings: Settings) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is not None and not error.filename:
             raise  # a full disk, say
         raise _not_loaded(settings, "the Hugging Face hub", error) from None
