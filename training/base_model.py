@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ class BaseModel:
         self._loaded: fit.Loaded | None = None
         self._as_it_was: tuple[object, ...] = ()
 
-    def load(self, settings: Settings, root: Path) -> fit.Loaded:
+    def load(
+        self,
+        settings: Settings,
+        root: Path,
+        first: Callable[[Any], None] | None = None,
+    ) -> fit.Loaded:
         """The model and all that belongs to it, as :func:`training.fit.load` gives it.
 
         :raises JobError: see there.
@@ -32,11 +38,13 @@ class BaseModel:
         key = _key_of(settings, root)
         if self._loaded is None or key != self._key:
             self.drop()
-            loaded = fit.load(settings, root)
+            loaded = fit.load(settings, root, first)
             self._loaded, self._key = loaded, key
             self._as_it_was = _state(loaded.model)
         else:
             say("The base model is still loaded.")
+            if first:
+                first(self._loaded.tokenizer)
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
         return self._loaded

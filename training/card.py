@@ -8,6 +8,7 @@ from typing import Any
 
 from training.job import Job
 from training.report import scores_table
+from training.template import DEFAULT_TEMPLATE
 
 _CARD = """---
 base_model: {base}
@@ -33,7 +34,7 @@ model = AutoPeftModelForCausalLM.from_pretrained({adapter})
 The path is relative to the training project. The base model is looked for where the training found
 it (`base_model_name_or_path` in `adapter_config.json`); change it there if it is elsewhere.
 
-## Scores
+{template}## Scores
 
 {scores}
 ## Training
@@ -51,6 +52,16 @@ Inputs:
 ```json
 {inputs}
 ```
+"""
+
+
+_TEMPLATE = """## Chat template
+
+The base model has none. The adapter was trained with this one:
+
+```jinja
+{text}```
+
 """
 
 
@@ -73,6 +84,9 @@ def write_card(
         name=Path(job.adapter_dir).name,
         of_run=f" of {job.run}" if job.run else "",
         adapter=json.dumps(job.adapter_dir, ensure_ascii=False),
+        template=_TEMPLATE.format(text=DEFAULT_TEMPLATE)
+        if effective.get("chat_template") == "default"
+        else "",
         scores=scores_table(scores) if scores else "It was not evaluated.\n",
         training=", ".join(f"{name} {_short(value)}" for name, value in facts.items()) or "unknown",
         settings=_json(vars(job.settings) | {"effective": effective}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import typing
@@ -45,7 +46,8 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     allowed = typing.get_args(hint) if _is_union(hint) else (hint,)
     for kind in allowed:
         if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            with contextlib.suppress(OverflowError):  # more digits than a float can have
+                return float(value)
         if kind is int and isinstance(value, int) and not isinstance(value, bool):
             return value
         if kind in (bool, str) and isinstance(value, kind):

@@ -24,7 +24,7 @@ from training.device import THREADS, Device, set_up
 from training.errors import JobError
 from training.masking import Masker, Row, Sample
 from training.memory import Memory, cause_of, free, is_out_of_memory
-from training.model import add_adapter, load_base, load_tokenizer, locate, revision
+from training.model import add_adapter, check_model, load_base, load_tokenizer, locate, revision
 from training.schedule import learning_rate
 from training.seeds import derived_seeds
 from training.settings import Settings
@@ -72,19 +72,24 @@ def micro_batch_tokens(settings: Settings) -> int:
     return settings.per_device_train_batch_size * settings.max_length
 
 
-def load(settings: Settings, root: Path) -> Loaded:
+def load(settings: Settings, root: Path, first: Callable[[Any], None] | None = None) -> Loaded:
     """Load the base model and its tokenizer.
 
+    :param first: is called with the tokenizer before the model is loaded, and may raise.
     :raises JobError: see :mod:`training.model`.
     """
     device = set_up(settings.dtype)
     source = locate(settings, root)
+    check_model(source, settings, device)
     tokenizer = load_tokenizer(source, settings)
+    if first:
+        first(tokenizer)
     base = load_base(source, settings, device)
     effective = {
         "dtype": device.dtype_name,
         "torch_threads": THREADS,
         "base_model_revision": revision(base),
+        "chat_template": "default" if ChatTemplate(tokenizer).is_default else "of the model",
         "attention": getattr(base.config, "_attn_implementation", None) or "unknown",
     }
     return Loaded(base, tokenizer, device, effective)
@@ -96,6 +101,17 @@ def read_training(root: Path, paths: list[str]) -> list[ChatFile]:
     :raises JobError: category ``data``; names file, line and reason.
     """
     return [read_chats(root, path) for path in paths]
+
+
+def check_chats(tokenizer: Any, settings: Settings, files: list[ChatFile]) -> None:
+    """See that something is left to learn, which the first chat nearly always tells.
+
+    :raises JobError: category ``data``.
+    """
+    masker = Masker(ChatTemplate(tokenizer), settings.max_length)
+    chats = (chat for file in files for chat in file.chats)
+    if not any(masker.encode(chat).rows for chat in chats):
+        raise _nothing_to_learn(settings, files)
 
 
 def fit(
@@ -119,13 +135,8 @@ def fit(
     encoded = [masker.encode(chat) for file in files for chat in file.chats]
     samples = [sample for sample in encoded if sample.rows]
     if not samples:
-        raise JobError(
-            "data",
-            f"No token of {', '.join(file.path for file in files)} is left to learn"
-            f" within max_length {settings.max_length}.",
-            "Raise max_length, or shorten what stands before the answers.",
-        )
-    seeds = derived_seeds(settings.seed)
+        raise _nothing_to_learn(settings, files)
+    seeds = derived_seeds(settings.seed) | settings.named_seeds
     model = add_adapter(loaded.model, settings, seeds["lora_init"])
     memory = Memory(model.get_base_model(), micro_batch_tokens(settings), low_memory)
     loop = Loop(model, loaded.device, loaded.tokenizer.pad_token_id, settings, memory)
@@ -347,6 +358,15 @@ class _Clock:
         yield
         self._device.synchronize()
         self.seconds[name] += time.perf_counter() - started
+
+
+def _nothing_to_learn(settings: Settings, files: list[ChatFile]) -> JobError:
+    return JobError(
+        "data",
+        f"No token of {', '.join(file.path for file in files)} is left to learn"
+        f" within max_length {settings.max_length}.",
+        "Raise max_length, or shorten what stands before the answers.",
+    )
 
 
 def _not_finite(what: str, value: float, step: int, samples: list[Sample]) -> JobError:

@@ -21,8 +21,8 @@ class Evaluation:
 
     max_new_tokens: int = 512
     """The longest answer, in tokens."""
-    eval_batch_size: int = 8
-    """Answers that are generated together."""
+    eval_batch_size: int = 0
+    """Answers that are generated together; 0 for as many as 32768 tokens hold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +140,9 @@ def parse_job(values: dict[str, Any]) -> Job:
     if raw.mode == "train" and not raw.train:
         raise JobError("ops", "job.train names no file.", "Name the chats to train on.")
     evaluation = build(Evaluation, raw.evaluation, "evaluation")
-    for name in ("max_new_tokens", "eval_batch_size"):
-        if getattr(evaluation, name) < 1:
-            raise JobError("ops", f"evaluation.{name} must be 1 or more.", f"Correct {name}.")
+    for name, least in (("max_new_tokens", 1), ("eval_batch_size", 0)):
+        if getattr(evaluation, name) < least:
+            raise JobError("ops", f"evaluation.{name} must be {least} or more.", f"Correct {name}.")
     checkpoints = build(CheckpointRule, raw.checkpoints, "checkpoints")
     for name, least in (("steps", 0), ("minutes", 0), ("keep", 1)):
         if not getattr(checkpoints, name) >= least:

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 
 from training.device import Device
 from training.errors import JobError
 from training.settings import Settings
+from training.template import DEFAULT_TEMPLATE
 
 _PICKLE = (".bin", ".pt", ".pth", ".ckpt")
+_ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, transformers.pytorch_utils.Conv1D)
 
 
 def locate(settings: Settings, root: Path) -> str:
@@ -53,15 +56,65 @@ def locate(settings: Settings, root: Path) -> str:
     return str(folder)
 
 
-def load_tokenizer(source: str, settings: Settings) -> Any:
-    """The base model's tokenizer, with a padding token.
+def check_model(source: str, settings: Settings, device: Device) -> None:
+    """Refuse a model that can't be trained as asked, by its configuration alone: in a second.
 
-    :raises JobError: category ``model_download``.
+    :raises JobError: ``model_download`` for one that is no causal language model, ``ops`` for 4
+        bits that are not possible, or a name in ``target_modules`` that it doesn't have.
+    """
+    if settings.use_qlora:
+        _four_bits(device)
+    with _loading(settings):
+        config = transformers.AutoConfig.from_pretrained(
+            source, revision=settings.model_revision, trust_remote_code=False
+        )
+    what = _not_causal(config)
+    if what:
+        raise JobError(
+            "model_download",
+            f"The base model {settings.model_name_or_path} is {what}, no causal language model:"
+            " it answers no chats.",
+            "Set model_name_or_path to a causal language model, best its instruct variant.",
+        )
+    if settings.target_modules != "all-linear":
+        with torch.device("meta"):  # its layers without their weights
+            empty = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        _check_targets(empty, settings.target_modules)
+
+
+def _not_causal(config: Any) -> str:
+    """What a model is that is no causal language model; else nothing."""
+    kinds = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in kinds:
+        return f"of the type {config.model_type}"
+    known = kinds[type(config)]
+    names = {kind.__name__ for kind in (known if isinstance(known, tuple) else (known,))}
+    made = config.architectures or []
+    if made and not names & set(made):  # of that type, but with another head, or with none
+        return f"a {made[0]}"
+    if getattr(config, "is_decoder", True) is False:  # BERT and its kin can be either
+        return f"an encoder ({config.model_type})"
+    return ""
+
+
+def load_tokenizer(source: str, settings: Settings) -> Any:
+    """The base model's tokenizer, with a padding token and a chat template.
+
+    :raises JobError: ``model_download`` where it can't be had, ``ops`` where it has no end token.
     """
     with _loading(settings):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, revision=settings.model_revision, trust_remote_code=False
         )
+    if tokenizer.eos_token_id is None:
+        raise JobError(
+            "ops",
+            f"The tokenizer of {settings.model_name_or_path} has no end token, so that no answer"
+            " would ever end.",
+            "Name its eos_token in tokenizer_config.json, or use the instruct variant.",
+        )
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = DEFAULT_TEMPLATE
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -99,6 +152,8 @@ def add_adapter(base: Any, settings: Settings, seed: int) -> Any:
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
         target_modules=settings.target_modules,
         base_model_name_or_path=settings.model_name_or_path,
     )
@@ -146,20 +201,19 @@ def revision(base: Any) -> str:
 
 
 def _check_targets(base: Any, targets: str | list[str]) -> None:
-    """Say which names match nothing; peft only says so when none does."""
+    """Say which names match nothing that can be adapted; peft only says so when none does."""
     if targets == "all-linear":
         return
-    names = [name for name, _ in base.named_modules()]
+    fit = {name for name, m in base.named_modules() if isinstance(m, _ADAPTABLE)}
     wanted = [targets] if isinstance(targets, str) else targets
-    lost = [t for t in wanted if not any(n == t or n.endswith("." + t) for n in names)]
+    lost = [t for t in wanted if not any(n == t or n.endswith("." + t) for n in fit)]
     if lost:
-        linear = {
-            n.rpartition(".")[2] for n, m in base.named_modules() if isinstance(m, torch.nn.Linear)
-        }
         raise JobError(
             "ops",
-            f"target_modules names {', '.join(lost)}, which this model does not have.",
-            f"Its linear layers are {', '.join(sorted(linear))}; all-linear takes all of them.",
+            f"target_modules names {', '.join(lost)}, which is no layer of this model that can be"
+            " adapted.",
+            f"Its layers are {', '.join(sorted({n.rpartition('.')[2] for n in fit}))};"
+            " all-linear takes all linear ones.",
         )
 
 
@@ -213,7 +267,7 @@ def _loading(settings: Settings) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is not None and not error.filename:
             raise  # a full disk, say
         raise _not_loaded(settings, "the Hugging Face hub", error) from None

@@ -41,6 +41,10 @@ class Settings:
     """Scale of the adapter: its output is multiplied by ``lora_alpha / lora_r``."""
     lora_dropout: float = 0.05
     """Share of the adapter's inputs that is dropped while training, 0 up to below 1."""
+    use_rslora: bool = False
+    """Scale the adapter by ``lora_alpha / sqrt(lora_r)`` instead, which high ranks need."""
+    use_dora: bool = False
+    """Learn the length of each weight's column beside its direction (DoRA): slower."""
     use_qlora: bool = False
     """Hold the base model in 4 bits (needs CUDA and bitsandbytes)."""
     weight_decay: float = 0.0
@@ -53,6 +57,12 @@ class Settings:
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
     seed: int = 42
     """All random numbers come from it: data order, first adapter weights, dropout."""
+    data_seed: int = -1
+    """Seed of the data order by itself; -1 for one that is derived from ``seed``."""
+    init_seed: int = -1
+    """Seed of the first adapter weights by itself; -1 as above."""
+    dropout_seed: int = -1
+    """Seed of the dropout by itself; -1 as above."""
     dtype: str = "auto"
     """``bfloat16``, ``float32``, or ``auto``: the first where the hardware has it. There is no
     float16: it needs loss scaling, which is one more thing to go wrong on cards of 2018."""
@@ -61,6 +71,16 @@ class Settings:
     def samples_per_step(self) -> int:
         """Chats in one optimizer step, whatever the micro-batches are."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def named_seeds(self) -> dict[str, int]:
+        """The seeds that are named by themselves, by their purpose in :mod:`training.seeds`."""
+        named = {
+            "data_order": self.data_seed,
+            "lora_init": self.init_seed,
+            "dropout": self.dropout_seed,
+        }
+        return {purpose: seed for purpose, seed in named.items() if seed >= 0}
 
 
 def read_settings(values: object) -> Settings:
@@ -82,8 +102,8 @@ def _rules(s: Settings) -> list[tuple[str, bool, str]]:
     modules: Any = s.target_modules
     return [
         ("model_name_or_path", bool(s.model_name_or_path.strip()), "a folder or a name"),
-        ("learning_rate", 0 < s.learning_rate < math.inf, "above 0"),
-        ("num_train_epochs", 0 < s.num_train_epochs < math.inf, "above 0"),
+        ("learning_rate", 0 < s.learning_rate < math.inf, "a number above 0"),
+        ("num_train_epochs", 0 < s.num_train_epochs < math.inf, "a number above 0"),
         ("per_device_train_batch_size", s.per_device_train_batch_size >= 1, "1 or more"),
         ("gradient_accumulation_steps", s.gradient_accumulation_steps >= 1, "1 or more"),
         ("max_length", s.max_length >= 8, "8 or more tokens"),
@@ -96,6 +116,10 @@ def _rules(s: Settings) -> list[tuple[str, bool, str]]:
         ("lr_scheduler_type", s.lr_scheduler_type in SCHEDULERS, f"one of {', '.join(SCHEDULERS)}"),
         ("max_grad_norm", 0 <= s.max_grad_norm < math.inf, "0 or more"),
         ("seed", 0 <= s.seed < 2**63, "from 0 up to below 2^63"),
+        *(
+            (name, -1 <= getattr(s, name) < 2**63, "-1, or from 0 up to below 2^63")
+            for name in ("data_seed", "init_seed", "dropout_seed")
+        ),
         ("dtype", s.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
         (
             "use_qlora",

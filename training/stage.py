@@ -16,8 +16,9 @@ from training.card import write_card
 from training.chats import ChatFile
 from training.errors import JobError
 from training.evaluate import Evaluated, evaluate, read_benchmarks
-from training.fit import Loaded, load, read_training
+from training.fit import Loaded, check_chats, load, read_training
 from training.folder import open_partial, put_back, swap_in
+from training.generate import METHOD
 from training.job import Job
 from training.log import say
 from training.model import load_adapter, save_adapter
@@ -29,7 +30,9 @@ from training.train import train
 
 
 def run(
-    job: Job, progress: Progress, load_base: Callable[[Settings, Path], Loaded] = load
+    job: Job,
+    progress: Progress,
+    load_base: Callable[[Settings, Path, Callable[[Any], None]], Loaded] = load,
 ) -> dict[str, Any]:
     """Train, evaluate and save; returns what ``result.json`` says of it.
 
@@ -49,7 +52,12 @@ def run(
             )
         training = read_training(job.project_root, job.train) if job.mode == "train" else []
         benchmarks = read_benchmarks(job.project_root, job.evaluate)
-        loaded = load_base(job.settings, job.project_root)
+
+        def first(tokenizer: Any) -> None:
+            if training:
+                check_chats(tokenizer, job.settings, training)
+
+        loaded = load_base(job.settings, job.project_root, first)
     folder = open_partial(job)
     trained = None
     metrics: dict[str, Any]
@@ -67,6 +75,7 @@ def run(
             scored = _evaluate(job, model, loaded, benchmarks, progress)
             metrics["scores"] = scored.scores
             notes += scored.notes
+            effective = {**effective, "generation": METHOD}
     progress("save")
     data = {file.path: file.digest for file in (*training, *benchmarks[0])}
     with _timed("save", seconds):

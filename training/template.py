@@ -7,6 +7,36 @@ from typing import Any
 from training.chats import Chat
 from training.errors import JobError
 
+DEFAULT_TEMPLATE = """\
+{%- if tools %}
+    {{- '<|system|>\\nTools:' }}
+    {%- for tool in tools %}
+        {{- '\\n' + (tool | tojson) }}
+    {%- endfor %}
+    {{- eos_token + '\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|' + message.role + '|>\\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- generation %}
+            {{- message.content or '' }}
+            {%- for call in message.tool_calls or [] %}
+                {{- '<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' }}
+            {%- endfor %}
+            {{- eos_token }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- (message.content or '') + eos_token }}
+    {%- endif %}
+    {{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|assistant|>\\n' }}
+{%- endif %}
+"""
+"""For a model that has no chat template. Turns end with the tokenizer's own end token, which every
+model knows; the roles are plain text, as in Zephyr's."""
+
 
 class ChatTemplate:
     """A tokenizer and its chat template."""
@@ -28,6 +58,11 @@ class ChatTemplate:
                 "Use a model that comes with a tokenizer.json.",
             )
         self.tokenizer = tokenizer
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the model has none of its own."""
+        return bool(self.tokenizer.chat_template == DEFAULT_TEMPLATE)
 
     def render(self, chat: Chat, messages: list[dict[str, Any]], generation: bool = False) -> str:
         """The text of some of the chat's messages.

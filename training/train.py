@@ -17,6 +17,7 @@ import transformers
 
 from training.chats import ChatFile
 from training.errors import JobError
+from training.events import Steps
 from training.fit import Fitted, Loaded, fit
 from training.job import Job
 from training.keeper import Checkpoints
@@ -48,7 +49,7 @@ def train(
 
     :raises JobError: see :func:`training.fit.fit`.
     """
-    log = Metrics(folder / "metrics.jsonl")
+    log = Steps(folder / "metrics.jsonl")
     with _checkpoints(job, loaded, files, log) as checkpoints:
         resumed = checkpoints.resumed_from if checkpoints else []
 
@@ -58,6 +59,8 @@ def train(
 
         fitted = fit(loaded, job.settings, files, on_step, checkpoints, job.low_memory)
     notes = _warnings(fitted, job)
+    if fitted.effective["chat_template"] == "default":
+        notes.append(_no_template(job))
     for note in notes:
         say(f"warning: {note['symptom']} {note['action']}")
     return Trained(
@@ -128,6 +131,16 @@ def _facts(job: Job, loaded: Loaded, files: list[ChatFile]) -> dict[str, Any]:
             "transformers": transformers.__version__,
             "peft": peft.__version__,
         },
+    }
+
+
+def _no_template(job: Job) -> dict[str, str]:
+    return {
+        "symptom": f"The tokenizer of {job.settings.model_name_or_path} has no chat template:"
+        " a default one is used, which the adapter's README.md shows.",
+        "cause": "",
+        "action": "Ask the adapter with that one, or train on the model's instruct variant.",
+        "category": "ops",
     }
 
 

@@ -264,6 +264,19 @@ def test_ignored_fields_skip_and_are_shown(stage, ignored, arguments, note):
         )
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("use_dora", True, "settings.use_dora False -> True"),
+        ("use_rslora", True, "settings.use_rslora False -> True"),
+        ("init_seed", 7, "settings.init_seed -1 -> 7"),
+    ],
+)
+def test_a_setting_of_the_adapter_is_named_as_the_reason(stage, setting, value, reason):
+    verdict = stage.judge(**{setting: value})
+    assert (verdict["action"], verdict["reasons"]) == ("train", [reason])
+
+
 def test_an_ignored_data_file_is_named_as_the_reason_names_it(stage):
     put(stage.root, {TRAIN: b"{}\n"})
     field = stage.judge()["reasons"][0].split(" ")[0]

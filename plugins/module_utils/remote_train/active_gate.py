@@ -294,11 +294,12 @@ def tokenizer(facts: Facts) -> Verdict:
 def chat_template(facts: Facts) -> Verdict:
     """Whether the tokenizer has a chat template, and that renders every chat."""
     expected = "there, and takes every chat"
-    action = "Use the instruct or chat variant of the model."
+    action = "Use the instruct or chat variant of the model, if there is one."
 
     def judge(number: int, base: Base, found: dict[str, Any]) -> Verdict:
         if not found["template"]:
-            return Verdict(FAIL, f"the tokenizer of {base.name} has none", expected, action)
+            seen = f"the tokenizer of {base.name} has none: a default one will be used"
+            return Verdict(WARN, seen, expected, action)
         trouble = facts.trouble(f"lengths:{number}", expected, "")
         if trouble:
             told = facts.broken(f"lengths:{number}")
@@ -449,7 +450,7 @@ CHECKS: tuple[Check[Facts], ...] = (
     ),
     Check(DATA, model_config, "it can't be loaded, is of another kind, or lacks weights"),
     Check(DATA, tokenizer, "it doesn't load, or has no offsets"),
-    Check(DATA, chat_template, "there is none, or it refuses a chat"),
+    Check(DATA, chat_template, "it refuses a chat", "there is none: a default one will be used"),
     Check(DATA, chat_tokens, "they can't be counted", "a chat is longer: it will be cut"),
     Check(
         GPU,

@@ -25,12 +25,17 @@ TRAINING_SETTINGS = (
     "lora_r",
     "lora_alpha",
     "lora_dropout",
+    "use_rslora",
+    "use_dora",
     "use_qlora",
     "weight_decay",
     "warmup_ratio",
     "lr_scheduler_type",
     "max_grad_norm",
     "seed",
+    "data_seed",
+    "init_seed",
+    "dropout_seed",
     "dtype",
 )
 """What changes a stage's weights, beside its data, code, base model and packages."""
@@ -124,11 +129,15 @@ _LEAST = {
     "warmup_ratio": 0,
     "max_grad_norm": 0,
     "seed": 0,
+    "data_seed": -1,
+    "init_seed": -1,
+    "dropout_seed": -1,
     "max_new_tokens": 1,
-    "eval_batch_size": 1,
+    "eval_batch_size": 0,
 }
 _ABOVE = {"learning_rate": 0, "num_train_epochs": 0}
-_BELOW = {"lora_dropout": 1, "warmup_ratio": 1, "seed": 2**63}
+_SEEDS = ("seed", "data_seed", "init_seed", "dropout_seed")
+_BELOW = {"lora_dropout": 1, "warmup_ratio": 1, **dict.fromkeys(_SEEDS, 2**63)}
 _ONE_OF = {
     "lr_scheduler_type": ("cosine", "linear", "constant"),
     "dtype": ("auto", "float32", "bfloat16"),

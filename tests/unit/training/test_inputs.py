@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,14 @@ def test_tool_calls_are_brought_into_one_form(tmp_path: Path) -> None:
         ({"learning_rat": 1}, "settings.learning_rat is not a setting.*mean learning_rate"),
         ({"learning_rate": "1e-4"}, "settings.learning_rate is '1e-4', which is not float"),
         ({"learning_rate": True}, "which is not float"),
-        ({"learning_rate": 0}, "learning_rate is 0.0; it must be above 0"),
+        ({"learning_rate": 0}, "learning_rate is 0.0; it must be a number above 0"),
+        ({"learning_rate": math.nan}, "learning_rate is nan; it must be a number above 0"),
+        ({"learning_rate": math.inf}, "learning_rate is inf; it must be a number above 0"),
+        ({"learning_rate": 10**400}, "learning_rate is 1000.*, which is not float"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast', which is not float"),
+        ({"init_seed": -2}, "init_seed is -2; it must be -1, or from 0"),
+        ({"data_seed": 2**63}, "data_seed is 9.*; it must be -1, or from 0"),
+        ({"use_dora": 1}, "use_dora is 1, which is not bool"),
         ({"lora_r": 1.5}, "which is not int"),
         ({"use_qlora": 1}, "which is not bool"),
         ({"target_modules": [1]}, "which is not str or list"),
@@ -131,6 +139,7 @@ def test_every_setting_says_what_it_is() -> None:
         ({"train": []}, "job.train names no file"),
         ({"trane": []}, "job.trane is not a setting"),
         ({"evaluation": {"max_new_tokens": 0}}, "max_new_tokens must be 1 or more"),
+        ({"evaluation": {"eval_batch_size": -1}}, "eval_batch_size must be 0 or more"),
         ({"evaluation": {"max_tokens": 1}}, "evaluation.max_tokens is not a setting"),
         ({"settings": 3}, "job.settings is 3"),
         ({"checkpoints": {"keep": 0}}, "checkpoints.keep must be 1 or more"),

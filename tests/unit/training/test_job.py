@@ -23,6 +23,7 @@ FILES = (
     "adapter_model.safetensors",
     "eval_report_style.json",
     "eval_report_style.md",
+    "events.out.tfevents.1",
     "metrics.jsonl",
     "predictions_style.jsonl",
 )
