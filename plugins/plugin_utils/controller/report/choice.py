@@ -19,7 +19,7 @@ SCORES = (
     "refusal_accuracy",
     "citation_accuracy",
     "tool_call_accuracy",
-    "reference_similarity",
+    "chrf",
 )
 """The scores of an answer, in the order in which they are shown; 1 is the best."""
 

@@ -118,7 +118,7 @@ ENGLISH = {
     "refusal_accuracy": "refusals",
     "citation_accuracy": "citations",
     "tool_call_accuracy": "tool calls",
-    "reference_similarity": "similarity",
+    "chrf": "chrF",
     "key_point_coverage_means": "the share of the points that an answer has to mention which it "
     "mentions, itself or by an alias; the mean over the questions",
     "response_format_means": "the share of the answers with exactly the headings that the "
@@ -128,7 +128,7 @@ ENGLISH = {
     "citation_accuracy_means": "the share of the answers with all expected citations and none that "
     "is made up",
     "tool_call_accuracy_means": "the share of the answers with exactly the expected tool calls",
-    "reference_similarity_means": "how much of the reference answer's text is in the answer, for "
+    "chrf_means": "how much of the reference answer's text is in the answer, for "
     "questions without key points",
     # The acceptance gate
     "gate": "Acceptance gate",
@@ -162,7 +162,7 @@ ENGLISH = {
     "wrong_refusal_accuracy": "wrong about refusing",
     "wrong_citation_accuracy": "wrong citations",
     "wrong_tool_call_accuracy": "wrong tool calls",
-    "wrong_reference_similarity": "unlike the reference",
+    "wrong_chrf": "unlike the reference",
     "wrong_empty": "empty",
     # The course of the run
     "course": "Course of the run",
@@ -366,13 +366,13 @@ CHINESE = {
     "refusal_accuracy": "拒答",
     "citation_accuracy": "引用",
     "tool_call_accuracy": "工具调用",
-    "reference_similarity": "相似度",
+    "chrf": "chrF",
     "key_point_coverage_means": "回答提到的要点（含别名）占应提要点的比例，对题目取平均",
     "response_format_means": "标题与该题系统提示要求的完全一致、顺序相同的回答所占比例",
     "refusal_accuracy_means": "该拒答时拒答、不该拒答时作答的回答所占比例",
     "citation_accuracy_means": "引用齐全且没有编造引用的回答所占比例",
     "tool_call_accuracy_means": "工具调用与预期完全一致的回答所占比例",
-    "reference_similarity_means": "对没有要点的题目，回答与参考答案文字的相似程度",
+    "chrf_means": "对没有要点的题目，回答与参考答案文字的相似程度",
     "gate": "验收",
     "gate_text": "验收将各阶段得分与要求对照。",
     "gate_mode": "模式：{mode}。",
@@ -402,7 +402,7 @@ CHINESE = {
     "wrong_refusal_accuracy": "拒答判断错误",
     "wrong_citation_accuracy": "引用错误",
     "wrong_tool_call_accuracy": "工具调用错误",
-    "wrong_reference_similarity": "与参考不符",
+    "wrong_chrf": "与参考不符",
     "wrong_empty": "空回答",
     "course": "运行过程",
     "timeline": "时间线",
