@@ -48,7 +48,7 @@ class BaseAnswers:
         try:
             value = json.loads(self._path(key).read_bytes())
             answers = [Answer(**one) for one in value["answers"]]
-            good = value["key"] == key and value["digest"] == _digest([key, value["answers"]])
+            good = value["digest"] == _digest([key, value["answers"]])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError):

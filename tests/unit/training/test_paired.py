@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.report import paired as page_paired
 from training import paired
 from training.paired import compare, permutation_test, sign_test
 
@@ -47,6 +48,13 @@ def test_sign_test(better: int, worse: int, p: float) -> None:
 )
 def test_permutation_test(differences: list[float], p: float) -> None:
     assert permutation_test(differences) == pytest.approx(p)
+
+
+@given(st.lists(st.sampled_from([-1.0, -0.25, 0.0, 1 / 3, 0.5]), max_size=260))
+def test_the_page_has_the_same_tests(steps: list[float]) -> None:
+    assert page_paired.permutation_test(steps) == permutation_test(steps)
+    split = (sum(step > 0 for step in steps), sum(step < 0 for step in steps))
+    assert page_paired.sign_test(*split) == sign_test(*split)
 
 
 @given(st.lists(st.integers(-8, 8), max_size=10), st.randoms(use_true_random=False))
