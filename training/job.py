@@ -23,6 +23,8 @@ class Evaluation:
     """The longest answer, in tokens."""
     eval_batch_size: int = 0
     """Answers that are generated together; 0 for as many as 32768 tokens hold."""
+    score_base: bool = True
+    """Score the base model without the adapter as well."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections import Counter
 from typing import Any
 
 REFUSALS = (
@@ -116,19 +115,6 @@ def as_call(value: object) -> tuple[str, Any]:
         except ValueError:
             return (call["name"], arguments)
     return (call["name"], _folded(arguments))
-
-
-def bigram_f1(answer: str, reference: str) -> float:
-    """How alike two texts are, 0 to 1: F1 over pairs of neighbouring characters."""
-    a, b = _bigrams(answer), _bigrams(reference)
-    shared = sum((a & b).values())
-    total = sum(a.values()) + sum(b.values())
-    return 2 * shared / total if total else 0.0
-
-
-def _bigrams(text: str) -> Counter[str]:
-    bare = fold(text).replace(" ", "")
-    return Counter(bare[i : i + 2] for i in range(len(bare) - 1))
 
 
 def _folded(value: Any) -> Any:

@@ -13,9 +13,13 @@ stand on is absent. What each sample is scored on is said by its own data:
 ``citation_accuracy``     samples with ``expected.citations``: all of them are there, and no
                           numbered one that is neither expected nor in the prompt
 ``tool_call_accuracy``    samples with ``expected.tool_calls``: the same calls, in that order
-``reference_similarity``  samples without key points that end in an answer of the assistant and
-                          are not to be refused: F1 of character pairs; mean over samples
+``chrf``                  samples without key points that end in an answer of the assistant and
+                          are not to be refused: chrF by sacrebleu; mean over samples; absent
+                          where sacrebleu isn't installed
+``missed_refusals``       samples to refuse: how many were not refused, by an empty answer either
+``false_refusals``        samples to answer: how many were refused
 ``empty_responses``       all samples: how many answers are missing or empty
+``truncated_answers``     all samples: how many answers ran into the limit of tokens
 ========================  ==================================================================
 """
 
@@ -26,10 +30,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from training.intervals import bootstrap, wilson
+from training.intervals import mean_interval, wilson
 from training.matching import (
     as_call,
-    bigram_f1,
     headings,
     mentions,
     numbered_citations,
@@ -37,9 +40,19 @@ from training.matching import (
     tool_calls,
     without_reasoning,
 )
+from training.reference import load_chrf
 
 RATES = ("response_format", "refusal_accuracy", "citation_accuracy", "tool_call_accuracy")
-MEANS = ("key_point_coverage", "reference_similarity")
+MEANS = ("key_point_coverage", "chrf")
+COUNTS = {
+    "missed_refusals": "missed_refusal",
+    "false_refusals": "false_refusal",
+    "empty_responses": "empty",
+    "truncated_answers": "cut",
+}
+"""Counts of what should not be, and the field of a verdict that each one counts."""
+
+_CHRF = load_chrf()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +80,13 @@ class Verdict:
     refusal_accuracy: bool | None = None
     citation_accuracy: bool | None = None
     tool_call_accuracy: bool | None = None
-    reference_similarity: float | None = None
+    chrf: float | None = None
+    missed_refusal: bool | None = None
+    """Not refused; None where it is not to be refused."""
+    false_refusal: bool | None = None
+    """Refused; None where it is not said that it is to be answered."""
+    cut: bool = False
+    """Whether it ran into the limit of tokens."""
     missed: tuple[str, ...] = ()
     """Key points that are not in the answer."""
 
@@ -115,28 +134,34 @@ def read_expected(record: Mapping[str, Any]) -> Expected:
     )
 
 
-def judge(expected: Expected, answer: str | None) -> Verdict:
-    """How the answer did."""
+def judge(expected: Expected, answer: str | None, ended: bool = True) -> Verdict:
+    """How the answer did.
+
+    :param ended: whether the model ended it.
+    """
     text = without_reasoning(answer or "")
     there = bool(text.strip())
     coverage, missed = None, []
     if expected.key_points is not None:
         missed = [p[0] for p in expected.key_points if not any(mentions(text, name) for name in p)]
         coverage = 1 - len(missed) / len(expected.key_points)
+    refused = there and refuses(text)
+    asked = expected.should_refuse
     return Verdict(
         empty=not there,
         key_point_coverage=coverage,
         response_format=_if(expected.headings, lambda asked: headings(text) == asked),
-        refusal_accuracy=_if(
-            expected.should_refuse, lambda refuse: there and refuses(text) == refuse
-        ),
+        refusal_accuracy=_if(asked, lambda refuse: there and refused == refuse),
+        missed_refusal=None if asked is not True else not refused,
+        false_refusal=None if asked is not False else refused,
         citation_accuracy=_if(
             expected.citations, lambda cited: _cites(text, cited, expected.prompt)
         ),
         tool_call_accuracy=_if(expected.tool_calls, lambda calls: tool_calls(text) == calls),
-        reference_similarity=None
-        if expected.reference is None
-        else bigram_f1(text, expected.reference),
+        chrf=None
+        if expected.reference is None or _CHRF is None
+        else _CHRF(text, expected.reference),
+        cut=not ended,
         missed=tuple(missed),
     )
 
@@ -151,7 +176,7 @@ def summarize(verdicts: Iterable[Verdict]) -> dict[str, dict[str, float]]:
     for name in MEANS:
         values = [v for v in (getattr(verdict, name) for verdict in all_of_them) if v is not None]
         if values:
-            low, high = bootstrap(values)
+            low, high = mean_interval(values)
             mean = math.fsum(values) / len(values)
             scores[name] = {"value": mean, "n": len(values), "low": low, "high": high}
     for name in RATES:
@@ -164,9 +189,10 @@ def summarize(verdicts: Iterable[Verdict]) -> dict[str, dict[str, float]]:
                 "low": low,
                 "high": high,
             }
-    if all_of_them:
-        empty = sum(verdict.empty for verdict in all_of_them)
-        scores["empty_responses"] = {"count": empty, "n": len(all_of_them)}
+    for name, field in COUNTS.items():
+        found = [v for v in (getattr(verdict, field) for verdict in all_of_them) if v is not None]
+        if found:
+            scores[name] = {"count": sum(found), "n": len(found)}
     return scores
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import transformers
 
+from training.base_answers import of_job
 from training.card import write_card
 from training.chats import ChatFile
 from training.errors import JobError
@@ -117,11 +118,13 @@ def _evaluate(
         progress("evaluate", done=done, of=of)
         say(f"answers {done}/{of}")
 
-    on_answers(0, len(benchmarks[1]))
-    result = evaluate(model, loaded.tokenizer, benchmarks, job.evaluation, on_answers)
+    kept = of_job(job, loaded) if job.evaluation.score_base else None
+    result = evaluate(model, loaded.tokenizer, benchmarks, job.evaluation, on_answers, kept)
     for name, score in result.scores.items():
         value = f"{score['count']}" if "count" in score else f"{score['value']:.3f}"
-        say(f"{name} {value} (n = {score['n']})")
+        base = (result.base.scores if result.base else {}).get(name, {}).get("value")
+        beside = "" if base is None else f", base model {base:.3f}"
+        say(f"{name} {value} (n = {score['n']}){beside}")
     return result
 
 

@@ -207,7 +207,14 @@ class Home:
             "answer": "### 结论\nE = σ/ε₀，方向垂直于导体表面。\n### 推导\n取扁圆柱形高斯面。",
             "answer_tokens": 120 + number,
             "ended": number % 11 != 0,
+            "ended_by": "end token" if number % 11 else "max_new_tokens",
             "verdict": {**verdict, "missed": missed, "empty": False},
+            "base": {
+                "answer": "场强等于面电荷密度除以真空介电常数。",
+                "answer_tokens": 21,
+                "ended": True,
+                "verdict": {"response_format": False, "missed": points, "empty": False},
+            },
         }
 
     def _row(self, stage: str, seconds: float) -> dict[str, Any]:

@@ -503,7 +503,7 @@ def test_inputs_are_those_of_the_design_brief(tmp_path):
     assert trained["base_model"] == "Q@main"
     assert evaluated["scorer"] == CODE[1]
     assert list(evaluated["data"]) == [BENCHMARK]
-    assert evaluated["settings"] == {"max_new_tokens": 512}
+    assert evaluated["settings"] == {"max_new_tokens": 512, "score_base": True}
 
 
 @pytest.mark.parametrize(
@@ -514,6 +514,7 @@ def test_inputs_are_those_of_the_design_brief(tmp_path):
         ({"target_modules": ["q_proj"]}, True, False),
         ({"stage_settings": {"style": {"lora_r": 8}}}, True, False),
         ({"max_new_tokens": 5}, False, True),
+        ({"score_base": False}, False, True),
         # What changes speed, money or places, and no weight.
         ({"eval_batch_size": 1}, False, False),
         ({"hf_token": "secret", "hf_home": "/x", "hf_endpoint": "m"}, False, False),

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.report import charts, choice, facts, figures, page, plots, read, words
+from controller.report import charts, choice, facts, figures, page, paired, plots, read, words
 from remote_train.errors import TrainError
 from tests.unit.report_home import (
     ADAPTERS,
@@ -350,13 +350,13 @@ def test_a_record_that_the_controller_alone_has_left_is_a_page_too(tmp_path: Pat
     [(0, 0, 1.0), (5, 5, 1.0), (5, 0, 2 / 32), (6, 0, 2 / 64), (8, 2, 2 * (1 + 10 + 45) / 1024)],
 )
 def test_the_sign_test_on_cases_worked_by_hand(better: int, worse: int, p: float) -> None:
-    assert choice.sign_test(better, worse) == pytest.approx(p)
-    assert choice.sign_test(worse, better) == pytest.approx(p)
+    assert paired.sign_test(better, worse) == pytest.approx(p)
+    assert paired.sign_test(worse, better) == pytest.approx(p)
 
 
 def test_the_sign_test_takes_a_large_benchmark() -> None:
-    assert choice.sign_test(2600, 2400) == pytest.approx(0.00487, rel=0.01)
-    assert choice.sign_test(5000, 0) == 0.0
+    assert paired.sign_test(2600, 2400) == pytest.approx(0.00487, rel=0.01)
+    assert paired.sign_test(5000, 0) == 0.0
 
 
 def decide(home: Home, style: float, multitask: float) -> None:

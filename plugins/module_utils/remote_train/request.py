@@ -43,8 +43,8 @@ TRAINING_SETTINGS = (
 MODEL_SETTINGS = ("model_name_or_path", "model_revision", "use_modelscope")
 """Where the base model comes from; in the fingerprint as ``base_model``."""
 
-EVALUATION_SETTINGS = ("max_new_tokens",)
-"""What changes an adapter's answers."""
+EVALUATION_SETTINGS = ("max_new_tokens", "score_base")
+"""What changes an adapter's answers, or what is scored beside them."""
 
 EVALUATION_SPEED = ("eval_batch_size",)
 """What changes how fast they come, and nothing else."""

@@ -129,7 +129,7 @@ def test_progress_is_told_on_the_descriptor(make_job: Any, tmp_path: Path) -> No
     steps = [line for line in told if line["phase"] == "train"]
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert {"steps", "epoch", "loss", "learning_rate", "tokens_per_second"} <= set(steps[0])
-    assert told[-2] == {"phase": "evaluate", "done": 4, "of": 4}
+    assert told[-2] == {"phase": "evaluate", "done": 8, "of": 8}  # and of the base model
 
 
 def test_cut_chats_are_warned_of(run: Any, make_job: Any, project: Path) -> None:

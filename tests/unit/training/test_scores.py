@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.intervals import bootstrap, wilson
+from training import reference
+from training import scores as scores_module
+from training.intervals import mean_interval, wilson
 from training.matching import (
-    bigram_f1,
     headings,
     mentions,
     refuses,
@@ -162,14 +164,55 @@ def test_one_sample(fields: dict[str, Any], answer: str | None, name: str, value
 
 
 def test_reference_stands_in_for_key_points_only() -> None:
-    assert scores(sample("电场强度"), "电场强度")["reference_similarity"]["value"] == 1.0
-    assert "reference_similarity" not in scores(sample("x", refusal_type="y"), "x")
-    assert "reference_similarity" not in scores(sample("x", expected={"key_points": ["x"]}), "x")
-    assert bigram_f1("abc", "abd") == 0.5  # ab bc / ab bd: 2 * 1 / 4
+    pytest.importorskip("sacrebleu")
+    assert scores(sample("电场强度"), "电场强度")["chrf"]["value"] == pytest.approx(1.0)
+    assert "chrf" not in scores(sample("x", refusal_type="y"), "x")
+    assert "chrf" not in scores(sample("x", expected={"key_points": ["x"]}), "x")
+    chrf = reference.load_chrf()
+    assert chrf is not None
+    assert chrf("ＡＢＣ", "abc") == pytest.approx(1.0)  # folded as everything is
+    assert chrf("", "abc") == 0.0
+    # Precision and recall are the same for texts of one length: 2/3 and 1/2 and 0, their mean.
+    assert chrf("abc", "abd") == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+
+
+def test_without_the_library_the_reference_score_is_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    assert reference.load_chrf() is None
+    monkeypatch.setattr(scores_module, "_CHRF", None)
+    assert "chrf" not in scores(sample("电场强度"), "电场强度")
+    monkeypatch.setattr(scores_module, "_CHRF", lambda *_: 0.25)
+    assert scores(sample("电场强度"), "电场强度")["chrf"]["value"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("answers", "missed", "false"),
+    [
+        (["抱歉。", "答案是 3。"], 0, 0),
+        (["答案是 3。", "抱歉。"], 1, 1),
+        (["", ""], 1, 0),  # an empty answer refuses nothing
+        (["抱歉。", "抱歉。"], 0, 1),
+    ],
+)
+def test_false_refusals_stand_beside_missed_ones(
+    answers: list[str], missed: int, false: int
+) -> None:
+    records = [sample(refusal_type="x"), sample(expected={"should_refuse": False})]
+    found = summarize(judge(read_expected(r), a) for r, a in zip(records, answers, strict=True))
+    assert found["missed_refusals"] == {"count": missed, "n": 1}
+    assert found["false_refusals"] == {"count": false, "n": 1}
+
+
+def test_answers_that_ran_into_the_limit_are_counted() -> None:
+    expected = read_expected(sample())
+    found = summarize(judge(expected, "x", ended) for ended in (True, False, False))
+    assert found["truncated_answers"] == {"count": 2, "n": 3}
 
 
 def test_a_score_without_samples_is_absent() -> None:
-    assert set(scores(sample(system="随便"), "x")) == {"empty_responses"}
+    assert set(scores(sample(system="随便"), "x")) == {"empty_responses", "truncated_answers"}
     assert summarize([]) == {}
     assert "response_format" not in scores(sample(expected={"tool_calls": [{"name": "f"}]}), "x")
 
@@ -218,12 +261,29 @@ def test_wilson_against_published_values() -> None:
 
 
 def test_bootstrap() -> None:
-    assert bootstrap([0.5] * 7) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval([])
     values = [(n * n % 17) / 17 for n in range(40)]
-    assert bootstrap(values) == bootstrap(values[::-1])
-    low, high = bootstrap([0.0, 1.0] * 50)
+    assert mean_interval(values) == mean_interval(values[::-1])
+    low, high = mean_interval([0.0, 1.0] * 50)
     assert low == pytest.approx(0.40, abs=0.02)  # normal approximation: 0.5 +- 1.96 * 0.05
     assert high == pytest.approx(0.60, abs=0.02)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, 0.5, 2 / 3, 1.0])
+@pytest.mark.parametrize("n", [1, 3, 12, 500])
+def test_values_that_are_all_equal_are_not_certain(value: float, n: int) -> None:
+    low, high = mean_interval([value] * n)
+    assert 0 <= low <= value <= high <= 1
+    assert high - low > 1 / (n + 10)
+    if value == 0:  # nothing in n: as Wilson has it, z²/(n + z²); the rule of three has 3/n
+        assert (low, high) == pytest.approx((0, 3.8415 / (n + 3.8415)), abs=1e-4)
+
+
+@given(st.floats(0, 1), st.integers(1, 2000))
+def test_the_interval_of_equal_values_holds_them(value: float, n: int) -> None:
+    low, high = mean_interval([value] * n)
+    assert 0 <= low <= value <= high <= 1
 
 
 EXPECTED = st.builds(

@@ -1,7 +1,7 @@
 """Which adapter to use on each benchmark, and whether its lead is more than chance.
 
-Adapters are compared on the samples that both have answered. The test is the exact sign test on
-the samples on which one of the two did better (for a yes-or-no score that is McNemar's exact test).
+Adapters are compared on the samples that both have answered. The tests are in :mod:`.paired`:
+McNemar's for a yes-or-no score, the paired permutation test for a mean.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 
 from .facts import Facts
+from .paired import permutation_test, sign_test
 from .read import Stage
 
 SCORES = (
@@ -19,9 +20,12 @@ SCORES = (
     "refusal_accuracy",
     "citation_accuracy",
     "tool_call_accuracy",
-    "reference_similarity",
+    "chrf",
 )
 """The scores of an answer, in the order in which they are shown; 1 is the best."""
+
+MEANS = ("key_point_coverage", "chrf")
+"""Those that are more than yes or no."""
 
 CHANCE = 0.05
 """A difference with a p below it counts as more than chance."""
@@ -46,11 +50,8 @@ class Difference:
     n: int
     better: int
     worse: int
-
-    @property
-    def p(self) -> float:
-        """The probability of a split at least as uneven, if neither were better."""
-        return sign_test(self.better, self.worse)
+    p: float
+    """The probability of a difference at least as large, if neither were better."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +93,6 @@ class Benchmark:
     def best(self) -> Candidate:
         """The best one."""
         return self.candidates[0]
-
-
-def sign_test(better: int, worse: int) -> float:
-    """The two-sided p of the exact sign test; ties count for nothing.
-
-    Source: W. J. Dixon, A. M. Mood, "The Statistical Sign Test", JASA 41 (1946).
-    """
-    n, fewer = better + worse, min(better, worse)
-    if not n or fewer * 2 == n:
-        return 1.0
-    # Integers all the way: 0.5**n is 0 for a large benchmark.
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / (1 << n))
 
 
 def values_of(scores: Facts) -> dict[str, Value]:
@@ -203,7 +192,8 @@ def differences(one: Stage, other: Stage, name: str) -> list[Difference]:
         if steps:
             better, worse = sum(step > 0 for step in steps), sum(step < 0 for step in steps)
             mean = math.fsum(steps) / len(steps)
-            found.append(Difference(score, mean, len(steps), better, worse))
+            p = permutation_test(steps) if score in MEANS else sign_test(better, worse)
+            found.append(Difference(score, mean, len(steps), better, worse, p))
     return found
 
 

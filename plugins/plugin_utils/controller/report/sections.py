@@ -122,11 +122,23 @@ def _how_well(ranked: list[Benchmark], words: Words) -> list[Any]:
             "text": words(
                 "well_line", adapter=adapter_name(b.best.stage), benchmark=_short_name(b.name)
             ),
-            "values": [(words.score(name), rate(v.value)) for name, v in b.best.scores.items()],
+            "values": _beside_base(b, words),
         }
         for b in ranked
     ]
     return lines or [words("well_none")]
+
+
+def _beside_base(benchmark: Benchmark, words: Words) -> list[tuple[str, str]]:
+    """The scores of the best adapter, each with the base model's where that is known."""
+    base = values_of(_base_on(benchmark.best.stage, benchmark.name))
+    found = []
+    for name, value in benchmark.best.scores.items():
+        text = words.score(name)
+        if name in base:
+            text = words("beside_base", score=text, base=rate(base[name].value))
+        found.append((text, rate(value.value)))
+    return found
 
 
 def _how_sure(ranked: list[Benchmark], words: Words) -> list[str]:
@@ -323,9 +335,20 @@ def scores(run: Run, words: Words) -> list[Section]:
                 else "",
                 "has_empty": bool(empty.number("count")),
                 "cut": grouped(stage.evaluation.number("answers_cut_by_limit") or 0),
+                "refusals": _refusals(stage, words),
                 "by_type": _by_type(stage, words),
             }
         )
+    return found
+
+
+def _refusals(stage: Stage, words: Words) -> list[tuple[str, str]]:
+    """How often it was wrong to answer, and how often to refuse."""
+    found = []
+    for name in ("missed_refusals", "false_refusals"):
+        count, n = stage.scores.number(name, "count"), stage.scores.number(name, "n")
+        if count is not None and n:
+            found.append((words(name), words("of", count=grouped(count), n=grouped(n))))
     return found
 
 

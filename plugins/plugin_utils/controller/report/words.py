@@ -54,6 +54,7 @@ ENGLISH = {
     "data_line": "{stage}: {samples} chats from {files}",
     "data_unknown": "This run left no record of its data.",
     "well_line": "{adapter} on {benchmark}",
+    "beside_base": "{score} (base model: {base})",
     "well_none": "Nothing was scored on a benchmark, so nobody knows.",
     "sure_line": "{benchmark}: {n} questions. The widest 95 % interval goes from {low} to {high} "
     "({score}).",
@@ -90,8 +91,9 @@ ENGLISH = {
     "lead": "{adapter} against {other}",
     "lead_text": "{difference} on {n} shared questions (better on {better}, worse on {worse}; "
     "p = {p})",
-    "p_text": "p: how often chance alone gives a split as uneven as this (exact sign test). Below "
-    "0.05, divided by the number of scores, counts as more than chance.",
+    "p_text": "p: how often chance alone gives a difference as large as this (McNemar's exact test; "
+    "for key points and chrF, the paired permutation test). Below 0.05, divided by the number of "
+    "scores, counts as more than chance.",
     # Scores
     "scores": "Scores",
     "scores_text": "1.00 is the best. A missing or empty answer counts as wrong. The line is the "
@@ -108,6 +110,8 @@ ENGLISH = {
     "absent": "absent: the benchmark has no question for it",
     "empty_responses": "empty answers",
     "cut_answers": "cut by the limit of tokens",
+    "missed_refusals": "not refused, though to refuse",
+    "false_refusals": "refused, though to answer",
     "of": "{count} of {n}",
     "by_type": "By type of question",
     "type": "type",
@@ -118,7 +122,7 @@ ENGLISH = {
     "refusal_accuracy": "refusals",
     "citation_accuracy": "citations",
     "tool_call_accuracy": "tool calls",
-    "reference_similarity": "similarity",
+    "chrf": "chrF",
     "key_point_coverage_means": "the share of the points that an answer has to mention which it "
     "mentions, itself or by an alias; the mean over the questions",
     "response_format_means": "the share of the answers with exactly the headings that the "
@@ -128,7 +132,7 @@ ENGLISH = {
     "citation_accuracy_means": "the share of the answers with all expected citations and none that "
     "is made up",
     "tool_call_accuracy_means": "the share of the answers with exactly the expected tool calls",
-    "reference_similarity_means": "how much of the reference answer's text is in the answer, for "
+    "chrf_means": "how much of the reference answer's text is in the answer, for "
     "questions without key points",
     # The acceptance gate
     "gate": "Acceptance gate",
@@ -162,7 +166,7 @@ ENGLISH = {
     "wrong_refusal_accuracy": "wrong about refusing",
     "wrong_citation_accuracy": "wrong citations",
     "wrong_tool_call_accuracy": "wrong tool calls",
-    "wrong_reference_similarity": "unlike the reference",
+    "wrong_chrf": "unlike the reference",
     "wrong_empty": "empty",
     # The course of the run
     "course": "Course of the run",
@@ -312,6 +316,7 @@ CHINESE = {
     "data_line": "{stage}：{samples} 条对话，来自 {files}",
     "data_unknown": "本次运行没有留下数据记录。",
     "well_line": "{adapter}，基准 {benchmark}",
+    "beside_base": "{score}（基座模型：{base}）",
     "well_none": "没有在基准上评分，效果未知。",
     "sure_line": "{benchmark}：{n} 道题。最宽的 95 % 区间为 {low} 至 {high}（{score}）。",
     "sure_n": "{benchmark}：{n} 道题，没有该基准单独的区间。",
@@ -341,7 +346,7 @@ CHINESE = {
     "mean": "平均",
     "lead": "{adapter} 对比 {other}",
     "lead_text": "{difference}，共同题目 {n} 道（{better} 道更好，{worse} 道更差；p = {p}）",
-    "p_text": "p：仅凭偶然出现同样悬殊分布的概率（精确符号检验）。低于 0.05 除以得分项数才算超出偶然。",
+    "p_text": "p：仅凭偶然出现同样大差距的概率（McNemar 精确检验；要点与 chrF 用配对置换检验）。低于 0.05 除以得分项数才算超出偶然。",
     "scores": "得分",
     "scores_text": "1.00 为最佳。缺失或为空的回答按错误计。横线为 95 % 区间，圆点为得分。",
     "score": "得分项",
@@ -356,6 +361,8 @@ CHINESE = {
     "absent": "缺失：基准中没有相应题目",
     "empty_responses": "空回答",
     "cut_answers": "因长度上限被截断",
+    "missed_refusals": "应拒未拒",
+    "false_refusals": "不应拒而拒",
     "of": "{count} / {n}",
     "by_type": "按题型",
     "type": "题型",
@@ -366,13 +373,13 @@ CHINESE = {
     "refusal_accuracy": "拒答",
     "citation_accuracy": "引用",
     "tool_call_accuracy": "工具调用",
-    "reference_similarity": "相似度",
+    "chrf": "chrF",
     "key_point_coverage_means": "回答提到的要点（含别名）占应提要点的比例，对题目取平均",
     "response_format_means": "标题与该题系统提示要求的完全一致、顺序相同的回答所占比例",
     "refusal_accuracy_means": "该拒答时拒答、不该拒答时作答的回答所占比例",
     "citation_accuracy_means": "引用齐全且没有编造引用的回答所占比例",
     "tool_call_accuracy_means": "工具调用与预期完全一致的回答所占比例",
-    "reference_similarity_means": "对没有要点的题目，回答与参考答案文字的相似程度",
+    "chrf_means": "对没有要点的题目，回答与参考答案文字的相似程度",
     "gate": "验收",
     "gate_text": "验收将各阶段得分与要求对照。",
     "gate_mode": "模式：{mode}。",
@@ -402,7 +409,7 @@ CHINESE = {
     "wrong_refusal_accuracy": "拒答判断错误",
     "wrong_citation_accuracy": "引用错误",
     "wrong_tool_call_accuracy": "工具调用错误",
-    "wrong_reference_similarity": "与参考不符",
+    "wrong_chrf": "与参考不符",
     "wrong_empty": "空回答",
     "course": "运行过程",
     "timeline": "时间线",
