@@ -97,21 +97,24 @@ def test_a_training_in_chunks(
     project: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch, targets: Any
 ) -> None:
     monkeypatch.setattr(output_layer, "CHUNK", 1000)
-    chunked, fitted = train(project, base_folder, target_modules=targets)
+    # Adam's first steps are as long for a gradient of rounding errors as for any other.
+    changes = {"target_modules": targets, "learning_rate": 1e-3}
+    chunked, fitted = train(project, base_folder, **changes)
     ours = weights(fitted.model)
     assert fitted.effective["cross_entropy"] == "chunked"
     monkeypatch.setattr(fit_module, "can_be_chunked", lambda *_: False)
-    plain, other = train(project, base_folder, target_modules=targets)
+    plain, other = train(project, base_folder, **changes)
     assert other.effective["cross_entropy"] == "plain"
     assert losses(chunked) == pytest.approx(losses(plain), abs=1e-5)
     same_weights(ours, weights(other.model))
 
 
+EAGER = {"head_dim": 16, "attn_implementation": "eager"}
 MODELS: dict[str, tuple[dict[str, Any], bool]] = {
     "Qwen3": ({"head_dim": 16}, True),
     "Llama": ({}, True),
-    "Gemma2": ({"head_dim": 16, "final_logit_softcapping": 30.0}, False),
-    "Gemma2 without": ({"head_dim": 16, "final_logit_softcapping": None}, True),
+    "Gemma2": ({**EAGER, "final_logit_softcapping": 30.0}, False),
+    "Gemma2 without": ({**EAGER, "final_logit_softcapping": None}, True),
     "Granite": ({"logits_scaling": 2.0}, False),
     "Cohere": ({"logit_scale": 0.5}, False),
     "Cohere without": ({"logit_scale": 1.0}, True),
