@@ -84,6 +84,24 @@ def test_the_loss_is_the_mean_over_trained_tokens(project: Path, base_folder: Pa
     assert records[0]["loss"] == pytest.approx(total / count, abs=1e-5)
 
 
+def test_what_is_recorded_of_each_step(project: Path, base_folder: Path) -> None:
+    records, fitted = train(project, base_folder)
+    assert len(records) == fitted.metrics["steps"] == 4
+    for record in records:
+        seconds = record.pop("seconds")
+        assert set(seconds) == {"data", "forward", "backward", "optimizer"}
+        assert all(value > 0 for value in seconds.values())
+        # All tokens over the step's whole time, which its parts are within.
+        assert record["tokens"] / record["tokens_per_second"] >= 0.99 * sum(seconds.values())
+        assert record["tokens"] > record["trained_tokens"] > 0
+        assert record["peak_memory_bytes"] > 2**20
+        assert 0 < record["grad_norm"] < float("inf")
+        assert set(record) == {
+            *("step", "epoch", "samples", "tokens", "trained_tokens", "loss", "learning_rate"),
+            *("grad_norm", "tokens_per_second", "peak_memory_bytes"),
+        }
+
+
 def adapter_digest(project: Path, base: Path, folder: Path, **changes: Any) -> str:
     _, fitted = train(project, base, lora_dropout=0.1, **changes)
     save_adapter(fitted.model, folder)

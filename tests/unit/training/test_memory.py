@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.unit.training.conftest import chat, write_chats
+from training import activations
 from training import generate as generate_module
 from training.errors import JobError
 from training.evaluate import evaluate, read_benchmarks
@@ -279,3 +280,21 @@ def test_random_states_are_put_back() -> None:
     drawn = torch.rand(3)
     set_random_state(before)
     assert torch.equal(torch.rand(3), drawn)
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_activation_checkpointing_by_both_of_its_names(name: str) -> None:
+    calls: list[str] = []
+    methods = {
+        "supports_gradient_checkpointing": True,
+        f"{name}_enable": lambda _, options: calls.append(f"on {options}"),
+        f"{name}_disable": lambda _: calls.append("off"),
+        f"is_{name}": property(lambda _: bool(calls)),
+    }
+    model = type("Model", (), methods)()
+    activations.keep(model)  # nothing to end
+    assert calls == []
+    assert activations.compute_again(model)
+    activations.keep(model)
+    assert calls == ["on {'use_reentrant': False}", "off"]
+    assert not activations.compute_again(object())
