@@ -94,14 +94,15 @@ def can_be_chunked(base: Any, tokens: list[int], device: torch.device) -> bool:
     """Whether a base model's logits are what its output layer makes of its hidden states.
 
     Some models scale or soft-cap their logits. It is tried on ``tokens``, bit by bit, and a second
-    time with logits a thousand times as large, where a soft cap shows.
+    time with logits of which the largest is 1000, where a soft cap shows.
     """
     ids = torch.tensor([tokens[:PROBE]], device=device)
     output = base.get_output_embeddings()
     if not isinstance(getattr(output, "weight", None), torch.Tensor):
         return False
     try:
-        for scale in (1.0, 1000.0):
+        scale = 1.0
+        for _ in range(2):
             hook = output.register_forward_hook(lambda *a, scale=scale: a[2] * scale)
             try:
                 with torch.no_grad():
@@ -110,8 +111,10 @@ def can_be_chunked(base: Any, tokens: list[int], device: torch.device) -> bool:
                     ours = output(hidden)
             finally:
                 hook.remove()
-            if not torch.equal(ours.float(), theirs.float()):
+            largest = ours.abs().max().item()
+            if not torch.equal(ours.float(), theirs.float()) or not largest > 0:
                 return False
+            scale = 1000 / largest
     except Exception as error:  # whatever a model says to what it doesn't know
         if is_out_of_memory(error):
             raise

@@ -112,6 +112,8 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
     "Qwen3": ({"head_dim": 16}, True),
     "Llama": ({}, True),
     "Gemma2": ({**EAGER, "final_logit_softcapping": 30.0}, False),
+    # Small logits, which a cap that is a power of two leaves as they are to the last bit.
+    "Gemma2 faint": ({**EAGER, "final_logit_softcapping": 32.0, "initializer_range": 1e-5}, False),
     "Gemma2 without": ({**EAGER, "final_logit_softcapping": None}, True),
     "Granite": ({"logits_scaling": 2.0}, False),
     "Cohere": ({"logit_scale": 0.5}, False),

@@ -352,12 +352,11 @@ def model_of(name: str, **options: Any) -> Any:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        initializer_range=0.2,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
         attn_implementation=implementation,
-        **options,
+        **{"initializer_range": 0.2, **options},
     )
     torch.manual_seed(0)
     return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
@@ -371,6 +370,14 @@ def test_which_models_are_packed(name: str) -> None:
     rows = [Row(list(range(3, 3 + n)), [True] * n) for n in (9, 30, 12)]
     assert packing.keeps_apart(base, rows, torch.device("cpu")) == expected
     assert base.config._attn_implementation == before
+
+
+def test_a_row_beyond_the_window_is_refused() -> None:
+    batch = packed([Row(list(range(n)), [True] * n) for n in (9, 12)])
+    with packing.rows_of(batch):
+        packing._attention.no_mask(local_size=12)
+        with pytest.raises(ValueError, match="longer than the window"):
+            packing._attention.no_mask(local_size=11)
 
 
 def test_a_model_that_mixes_packed_rows_is_padded(
