@@ -11,7 +11,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 
-from training import fit
+from training import activations, fit
 from training.log import say
 from training.model import locate
 from training.settings import Settings
@@ -100,23 +100,9 @@ def _take_off(model: Any) -> None:
         setattr(model.get_submodule(above) if above else model, own, inner)
     for name in ("peft_config", "_hf_peft_config_loaded"):
         model.__dict__.pop(name, None)
-    _keep_activations(model)
+    activations.keep(model)
     model.requires_grad_(False)
     model.eval()
-
-
-def _keep_activations(model: Any) -> None:
-    """Undo what a job did that was short of memory; the names are transformers' newer, older."""
-    for on, off in (
-        ("is_activation_checkpointing", "activation_checkpointing_disable"),
-        ("is_gradient_checkpointing", "gradient_checkpointing_disable"),
-    ):
-        if hasattr(model, off):
-            if getattr(model, on, True):
-                getattr(model, off)()
-            break
-    if hasattr(model, "_require_grads_hook") or hasattr(model, "_require_grads_hooks"):
-        model.disable_input_require_grads()
 
 
 def _state(model: Any) -> tuple[object, ...]:

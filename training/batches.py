@@ -40,14 +40,14 @@ def steps(samples: int, per_step: int, epochs: float, seed: int) -> Iterator[Ste
         yield Step((number + 1) / per_epoch, order[place * per_step : (place + 1) * per_step])
 
 
-def micro_batches(rows: list[Row], budget: int) -> list[list[Row]]:
+def padded_parts(rows: list[Row], budget: int) -> list[list[Row]]:
     """Cut the rows of a step so that each part, padded, has at most ``budget`` tokens.
 
     Longest first, so that rows of like length share a part. A row that is longer than the budget
     is a part of its own.
     """
     parts: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: -len(row.tokens)):
+    for row in _longest_first(rows):
         if parts and len(parts[-1][0].tokens) * (len(parts[-1]) + 1) <= budget:
             parts[-1].append(row)
         else:
@@ -55,13 +55,25 @@ def micro_batches(rows: list[Row], budget: int) -> list[list[Row]]:
     return parts
 
 
-def padded(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens, padded on the right, and the labels: -100 where nothing is learned."""
-    width = max(len(row.tokens) for row in rows)
-    tokens = torch.full((len(rows), width), pad, dtype=torch.long)
-    labels = torch.full((len(rows), width), -100, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids = torch.tensor(row.tokens)
-        tokens[i, : len(ids)] = ids
-        labels[i, : len(ids)] = torch.where(torch.tensor(row.learned), ids, -100)
-    return tokens, labels
+def packed_parts(rows: list[Row], budget: int) -> list[list[Row]]:
+    """Cut the rows of a step so that each part has at most ``budget`` tokens, without padding.
+
+    Best fit, the longest first. A row that is longer than the budget is a part of its own.
+    """
+    parts: list[list[Row]] = []
+    room: list[int] = []
+    for row in _longest_first(rows):
+        length = len(row.tokens)
+        fitting = [i for i, left in enumerate(room) if left >= length]
+        if fitting:
+            best = min(fitting, key=lambda i: room[i])
+            parts[best].append(row)
+            room[best] -= length
+        else:
+            parts.append([row])
+            room.append(budget - length)
+    return parts
+
+
+def _longest_first(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: -len(row.tokens))

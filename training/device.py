@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
 
 import torch
 
 from training.errors import JobError
+from training.log import say
 
 THREADS = 2
 """Threads of torch on the CPU. A constant: their number changes the bytes of a trained model."""
@@ -38,11 +41,6 @@ class Device:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
-    def synchronize(self) -> None:
-        """Wait until the device has done all its work, so that a clock says something."""
-        if self.where.type == "cuda":
-            torch.cuda.synchronize()
-
 
 def set_up(dtype: str) -> Device:
     """Choose the device and make torch's results repeatable on it.
@@ -53,6 +51,8 @@ def set_up(dtype: str) -> Device:
     # cuBLAS reads it when it starts, and is repeatable only with it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # It would fill each new tensor before it is written: a twentieth of a step, for nothing.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(THREADS)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # of a job that this process did before
@@ -64,6 +64,48 @@ def set_up(dtype: str) -> Device:
         return Device(torch.device("cuda", 0), wanted, f"cuda: {name}")
     wanted = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     return Device(torch.device("cpu"), wanted, f"cpu: {_processor()}")
+
+
+class Exact:
+    """Whether each operation of the training has to be one that can be repeated bit by bit."""
+
+    def __init__(self) -> None:
+        self.deterministic = True
+        self.notes: list[dict[str, str]] = []
+        """What was given up, as warnings."""
+
+    def is_refused(self, error: BaseException) -> bool:
+        """Whether ``error`` says that an operation can't be repeated bit by bit on this device."""
+        return self.deterministic and "deterministic" in str(error)
+
+    def give_up(self, cause: str) -> None:
+        """Go on without."""
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.deterministic = False
+        note = {
+            "category": "training_logic",
+            "symptom": "The same training again may give other bytes: an operation of this model"
+            " can't be repeated exactly on this device.",
+            "cause": cause,
+            "action": "Use another version of torch or another model, if that matters.",
+        }
+        self.notes.append(note)
+        say(f"warning: {note['symptom']} ({cause})")
+
+
+@contextlib.contextmanager
+def exactly(device: Device) -> Iterator[Exact]:
+    """Within, results are the same each time, or it is said that they are not.
+
+    On a GPU a warning is not enough: with ``warn_only`` torch's attention computes its gradients in
+    another order each time. On a CPU all that is used here is repeatable. Generation isn't held to
+    it: it may use operations that have no such form, and its results are text.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=device.where.type != "cuda")
+    try:
+        yield Exact()
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _processor() -> str:

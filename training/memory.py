@@ -6,6 +6,7 @@ import gc
 import sys
 from typing import Any
 
+from training import activations
 from training.errors import JobError
 from training.log import say
 
@@ -53,7 +54,7 @@ class Memory:
     def __init__(self, base: Any, budget: int, low: bool) -> None:
         """:param low: start with one sample at a time and activation checkpointing."""
         self.budget = ONE_SAMPLE if low else budget
-        """Padded tokens in a micro-batch at most."""
+        """Tokens in a micro-batch at most, padding too."""
         self.activation_checkpointing = False
         self.notes: list[dict[str, str]] = []
         """What was done about memory that ran out, as warnings."""
@@ -76,14 +77,17 @@ class Memory:
             self._start_checkpointing()
         self.notes = [*saved["notes"]]
 
-    def reduce(self, step: int, samples: int, tokens: int, cause: str) -> None:
-        """Take less, after memory ran out on a micro-batch of ``samples`` of ``tokens`` each.
+    def reduce(self, step: int, rows: int, tokens: int, longest: int, cause: str) -> None:
+        """Take less, after memory ran out on a micro-batch.
 
+        :param rows: in that micro-batch.
+        :param tokens: all of its tokens, padding too.
+        :param longest: tokens of its longest row.
         :raises JobError: category ``oom``, if there is no less.
         """
         before = self.budget
-        if samples > 1:
-            while self.budget >= samples * tokens:
+        if rows > 1:
+            while self.budget >= tokens:
                 self.budget //= 2
             what = f"micro-batches have at most {self.budget} tokens since ({before} before)"
             action = (
@@ -94,7 +98,7 @@ class Memory:
             what = "activation checkpointing is on since: slower, and with less memory"
             action = "To start like this, set low_memory."
         else:
-            raise _nothing_left(tokens, self.activation_checkpointing, cause)
+            raise _nothing_left(longest, self.activation_checkpointing, cause)
         note = {
             "category": "oom",
             "symptom": f"Memory ran out at step {step}: {what}.",
@@ -107,25 +111,12 @@ class Memory:
     def close(self) -> None:
         """Leave the base model as it was."""
         if self.activation_checkpointing:
-            _either(
-                self._base, "activation_checkpointing_disable", "gradient_checkpointing_disable"
-            )
+            activations.keep(self._base)
 
     def _start_checkpointing(self) -> bool:
         """Whether the model can compute activations anew instead of keeping them."""
-        if not getattr(self._base, "supports_gradient_checkpointing", False):
-            return False
-        # What the backward pass computes again drops out what the forward pass dropped out:
-        # torch's checkpoint keeps the random state by itself.
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        _either(self._base, *names, {"use_reentrant": False})
-        self.activation_checkpointing = True
-        return True
-
-
-def _either(model: Any, name: str, older: str, *arguments: Any) -> None:
-    """Call a method by its name, or by the one that it had in transformers' first 5."""
-    getattr(model, name if hasattr(model, name) else older)(*arguments)
+        self.activation_checkpointing = activations.compute_again(self._base)
+        return self.activation_checkpointing
 
 
 def _nothing_left(tokens: int, checkpointing: bool, cause: str) -> JobError:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.unit.training.conftest import chat, write_chats
 from training import fit as fit_module
-from training.batches import count_steps, micro_batches, steps
+from training.batches import count_steps, packed_parts, padded_parts, steps
 from training.errors import JobError
 from training.fit import fit, load, read_training
 from training.masking import Row
@@ -82,6 +82,24 @@ def test_the_loss_is_the_mean_over_trained_tokens(project: Path, base_folder: Pa
         total, count = total + loss * n, count + n
     assert records[0]["trained_tokens"] == count
     assert records[0]["loss"] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_what_is_recorded_of_each_step(project: Path, base_folder: Path) -> None:
+    records, fitted = train(project, base_folder)
+    assert len(records) == fitted.metrics["steps"] == 4
+    for record in records:
+        seconds = record.pop("seconds")
+        assert set(seconds) == {"data", "forward", "backward", "optimizer"}
+        assert all(value > 0 for value in seconds.values())
+        # All tokens over the step's whole time, which its parts are within.
+        assert record["tokens"] / record["tokens_per_second"] >= 0.99 * sum(seconds.values())
+        assert record["tokens"] > record["trained_tokens"] > 0
+        assert record["peak_memory_bytes"] > 2**20
+        assert 0 < record["grad_norm"] < float("inf")
+        assert set(record) == {
+            *("step", "epoch", "samples", "tokens", "trained_tokens", "loss", "learning_rate"),
+            *("grad_norm", "tokens_per_second", "peak_memory_bytes"),
+        }
 
 
 def adapter_digest(project: Path, base: Path, folder: Path, **changes: Any) -> str:
@@ -184,10 +202,13 @@ def test_each_epoch_sees_each_chat_once(n: int, per_step: int, epochs: int, seed
 @given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 120))
 def test_micro_batches_keep_to_the_budget(lengths: list[int], budget: int) -> None:
     rows = [Row([0] * n, [True] * n) for n in lengths]
-    parts = micro_batches(rows, budget)
-    assert sorted(len(row.tokens) for part in parts for row in part) == sorted(lengths)
-    for part in parts:
-        assert len(part) == 1 or len(part) * max(len(row.tokens) for row in part) <= budget
+    for cut, size in ((padded_parts, lambda part: len(part) * max(part)), (packed_parts, sum)):
+        parts = [[len(row.tokens) for row in part] for part in cut(rows, budget)]
+        assert sorted(itertools.chain(*parts)) == sorted(lengths)
+        assert all(len(part) == 1 or size(part) <= budget for part in parts)
+    # Best fit: no two packs would go into one.
+    sizes = sorted(sum(part) for part in parts)
+    assert len(sizes) == 1 or sizes[0] + sizes[1] > budget
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from tests.unit.training.conftest import chat, write_chats
+from training import activations
 from training import generate as generate_module
 from training.errors import JobError
 from training.evaluate import evaluate, read_benchmarks
 from training.failures import explain
-from training.fit import Fitted, Loaded, Loop, fit, load, read_training
+from training.fit import Fitted, Loaded, fit, load, read_training
 from training.job import Evaluation
+from training.loop import Loop
+from training.masking import Row
 from training.memory import Memory, is_out_of_memory
 from training.settings import Settings, read_settings
 from training.state import random_state, set_random_state
@@ -61,26 +64,27 @@ def train(
 class Hook:
     """Says that memory ran out, where it should."""
 
-    def __init__(self, runs_out: Callable[[Hook, torch.Tensor], bool]) -> None:
+    def __init__(self, runs_out: Callable[[Hook, int], bool]) -> None:
         self.calls = 0
-        self.shapes: list[tuple[int, int]] = []
+        self.rows: list[int] = []
+        """In each micro-batch."""
         self.seen: list[weakref.ref[torch.Tensor]] = []
         self.error: Exception = ERRORS[0]
         self._runs_out = runs_out
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Hook:
-        real = Loop._loss
+        real = Loop._backward
 
-        def loss(loop: Loop, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        def backward(loop: Loop, part: list[Row], *arguments: Any) -> torch.Tensor:
             self.calls += 1
-            self.shapes.append((tokens.shape[0], tokens.shape[1]))
-            value = real(loop, tokens, labels)
-            if self._runs_out(self, tokens):
+            self.rows.append(len(part))
+            value = real(loop, part, *arguments)
+            if self._runs_out(self, len(part)):
                 self.seen.append(weakref.ref(value))
                 raise type(self.error)(*self.error.args)
             return value
 
-        monkeypatch.setattr(Loop, "_loss", loss)
+        monkeypatch.setattr(Loop, "_backward", backward)
         return self
 
 
@@ -103,7 +107,7 @@ def test_the_step_is_done_again_in_smaller_parts(
     hook.error = error
     hook.install(monkeypatch)
     again, fitted, _ = train(project, base_folder, **changes)
-    assert hook.shapes[2][0] < hook.shapes[0][0] < 8
+    assert hook.rows[2] < hook.rows[0] < 8
     assert losses(again) == pytest.approx(losses(records), abs=1e-5)
     assert [r["samples"] for r in again] == [r["samples"] for r in records]
     assert [r["grad_norm"] for r in again] == pytest.approx(
@@ -143,8 +147,8 @@ def test_down_to_one_sample_and_then_activation_checkpointing(
     records, _, _ = train(project, base_folder)
     base: list[Any] = []
 
-    def runs_out(_: Hook, tokens: torch.Tensor) -> bool:
-        return tokens.shape[0] > 1 or not base[-1].is_activation_checkpointing
+    def runs_out(_: Hook, rows: int) -> bool:
+        return rows > 1 or not base[-1].is_activation_checkpointing
 
     real = Memory.__init__
 
@@ -158,7 +162,7 @@ def test_down_to_one_sample_and_then_activation_checkpointing(
     assert losses(again) == pytest.approx(losses(records), abs=1e-5)
     assert fitted.effective["activation_checkpointing"] is True
     assert fitted.effective["micro_batch_tokens"] < 128
-    assert [shape[0] for shape in hook.shapes[-8:]] == [1] * 8
+    assert hook.rows[-8:] == [1] * 8
     assert [note["category"] for note in fitted.notes] == ["oom"] * len(fitted.notes)
     assert "activation checkpointing is on since" in fitted.notes[-1]["symptom"]
     assert not loaded.model.is_activation_checkpointing  # as it was before
@@ -184,7 +188,7 @@ def test_low_memory_starts_with_the_least(
     hook = Hook(lambda *_: False).install(monkeypatch)
     again, fitted, loaded = train(project, base_folder, low_memory=True)
     assert losses(again) == pytest.approx(losses(records), abs=1e-5)
-    assert {shape[0] for shape in hook.shapes} == {1}
+    assert set(hook.rows) == {1}
     assert fitted.effective["micro_batch_tokens"] == 1
     assert fitted.effective["activation_checkpointing"] is True
     assert fitted.notes == []
@@ -276,3 +280,21 @@ def test_random_states_are_put_back() -> None:
     drawn = torch.rand(3)
     set_random_state(before)
     assert torch.equal(torch.rand(3), drawn)
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_activation_checkpointing_by_both_of_its_names(name: str) -> None:
+    calls: list[str] = []
+    methods = {
+        "supports_gradient_checkpointing": True,
+        f"{name}_enable": lambda _, options: calls.append(f"on {options}"),
+        f"{name}_disable": lambda _: calls.append("off"),
+        f"is_{name}": property(lambda _: bool(calls)),
+    }
+    model = type("Model", (), methods)()
+    activations.keep(model)  # nothing to end
+    assert calls == []
+    assert activations.compute_again(model)
+    activations.keep(model)
+    assert calls == ["on {'use_reentrant': False}", "off"]
+    assert not activations.compute_again(object())
