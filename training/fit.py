@@ -161,12 +161,3 @@ def _nothing_to_learn(settings: Settings, files: list[ChatFile]) -> JobError:
         f" within max_length {settings.max_length}.",
         "Raise max_length, or shorten what stands before the answers.",
     )
-
-
-def _not_finite(what: str, value: float, step: int, samples: list[Sample]) -> JobError:
-    return JobError(
-        "training_logic",
-        f"The {what} is {value} at step {step}, so training stopped there.",
-        "Lower learning_rate, or set dtype to float32; and look at the chats of that step.",
-        "The step trained on " + ", ".join(sample.chat.where for sample in samples) + ".",
-    )
