@@ -81,7 +81,7 @@ class ActionModule(TrainAction):
         self._patience = float(request["reconnect_timeout"])
         self._link = link.Link(
             lambda _line: "",
-            self._connection.reset,
+            self._connection,
             self._patience,
             self._line.keep,
             "what was sent stays there",
