@@ -29,18 +29,38 @@ def main(arguments: list[str]) -> int:
     # Where processors are shared, threads that wait by spinning starve those that work: a step took
     # six times as long at a load of 19 on two processors. It is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, _stop)
+    term = Term()
+    signal.signal(signal.SIGTERM, term)
     progress = Progress.from_environment()
     if arguments == ["--serve"]:
-        return serve(lambda path, kept: _do(path, progress, kept), progress)
-    result = _do(Path(arguments[0]), progress, None)
+        return serve(lambda path, kept: _do(path, progress, kept, term), progress)
+    result = _do(Path(arguments[0]), progress, None, term)
     return {"done": 0, "failed": 1}.get(result["status"], 2)
 
 
-def _do(file: Path, progress: Progress, kept: dict[str, Any] | None) -> dict[str, Any]:
+class Term:
+    """What TERM does: it ends the job, but not while what came of it is written down."""
+
+    def __init__(self) -> None:
+        """It hasn't come."""
+        self.waits = False
+        self.came = False
+
+    def __call__(self, *_: object) -> None:
+        """Take the signal.
+
+        :raises Stopped: unless it has to wait.
+        """
+        if not self.waits:
+            raise Stopped
+        self.came = True
+
+
+def _do(file: Path, progress: Progress, kept: dict[str, Any] | None, term: Term) -> dict[str, Any]:
     """The job in ``file``: its result, which is written where the job says.
 
     :param kept: what a worker keeps between jobs; None for a process of one job.
+    :param term: waits from the job's end on until its result is written, whole.
     """
     try:
         values = read_job_file(file)
@@ -50,33 +70,24 @@ def _do(file: Path, progress: Progress, kept: dict[str, Any] | None) -> dict[str
     except JobError as error:
         print(f"error: {error.symptom} {error.action}", file=sys.stderr)
         return {"status": "none", "error": error.as_dict()}
-    result = _run(values, progress, kept)
+    result = _run(values, progress, kept, term)
     spent = result.pop("spent", False)
-    late: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: late.append(number))
-    write_result(Path(path), result)  # whole, whoever asks for the end meanwhile
-    signal.signal(signal.SIGTERM, before)
-    if late and kept is not None:
+    write_result(Path(path), result)
+    term.waits = False
+    if term.came and kept is not None:
         raise Stopped  # a worker ends, and has no next job
     return {**result, "spent": spent}
 
 
-def _run(values: dict[str, Any], progress: Progress, kept: dict[str, Any] | None) -> dict[str, Any]:
+def _run(
+    values: dict[str, Any], progress: Progress, kept: dict[str, Any] | None, term: Term
+) -> dict[str, Any]:
+    """The job's result; from here on TERM waits."""
     try:
-        job = parse_job(values)
-        # Only now, and here: a package that is missing on the host is a sentence, too.
-        from training.stage import run  # noqa: PLC0415
-
-        if kept is None:
-            return run(job, progress)
-        from training.base_model import BaseModel  # noqa: PLC0415
-
-        base: BaseModel = kept.setdefault("base", BaseModel())
-        try:
-            return run(job, progress, base.load)
-        finally:
-            base.take_off()
+        result = _result(values, progress, kept)
+        term.waits = True
     except BaseException as error:  # whatever it is, the result must say so
+        term.waits = True
         known = explain(error)
         spent = known is None or not isinstance(error, Exception)
         if known is None:
@@ -88,10 +99,25 @@ def _run(values: dict[str, Any], progress: Progress, kept: dict[str, Any] | None
             )
         print(f"error: {known.symptom} {known.action}", file=sys.stderr, flush=True)
         return {"status": "failed", "error": known.as_dict(), "spent": spent}
+    return result
 
 
-def _stop(*_: object) -> None:
-    raise Stopped
+def _result(
+    values: dict[str, Any], progress: Progress, kept: dict[str, Any] | None
+) -> dict[str, Any]:
+    job = parse_job(values)
+    # Only now, and here: a package that is missing on the host is a sentence, too.
+    from training.stage import run  # noqa: PLC0415
+
+    if kept is None:
+        return run(job, progress)
+    from training.base_model import BaseModel  # noqa: PLC0415
+
+    base: BaseModel = kept.setdefault("base", BaseModel())
+    try:
+        return run(job, progress, base.load)
+    finally:
+        base.take_off()
 
 
 if __name__ == "__main__":

@@ -86,6 +86,9 @@ class Checkpoints:
             except DamagedError as error:
                 self._warn("infra", f"The checkpoint {path.name} was passed over: {error}.")
                 continue
+            if self._rule.fresh and saved.facts.get("run") != self._facts["run"]:
+                say(f"the checkpoint {path.name} was passed over: this run trains anew")
+                continue
             reason = self._not_ours(saved, steps, shapes)
             if reason:
                 self._warn("ops", f"The checkpoint {path.name} was passed over: {reason}.")
@@ -114,8 +117,6 @@ class Checkpoints:
     def _not_ours(self, saved: Checkpoint, steps: int, shapes: dict[str, list[int]]) -> str:
         """Why this training can't go on from it; empty, if it can."""
         facts = saved.facts
-        if self._rule.fresh and facts.get("run") != self._facts["run"]:
-            return "this run trains anew"
         if any(facts.get(name) != self._facts[name] for name in OWNER):
             return "it is of a training with other inputs"
         if saved.state.step > steps:
@@ -178,9 +179,12 @@ class Checkpoints:
         return shutil.disk_usage(there).free
 
     def _remove_others(self) -> None:
-        """Remove what this training doesn't go on from: older ones, damaged ones, others'."""
+        """Remove what this training doesn't go on from: older ones, damaged ones, others'.
+
+        Where it has none of its own, it has passed over all that there are.
+        """
         for path in found(self._folder):
-            if self._own and path not in self._own:
+            if path not in self._own:
                 try:
                     remove(path)
                 except OSError as error:

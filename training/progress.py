@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 from typing import Any
 
 VARIABLE = "REMOTE_TRAIN_PROGRESS_FD"
@@ -24,14 +25,26 @@ class Progress:
         return cls(int(value) if value.isdigit() else None)
 
     def __call__(self, phase: str, **values: Any) -> None:
-        """Write one line. ``phase`` is load, train, evaluate or save."""
-        self.tell({"phase": phase, **values})
+        """Write one line. ``phase`` is load, train, evaluate or save.
+
+        It is left out while whoever reads doesn't: a line lost is better than
+        a training that waits.
+        """
+        if self._descriptor is not None and _takes_a_line(self._descriptor):
+            self.tell({"phase": phase, **values})
 
     def tell(self, facts: dict[str, Any]) -> None:
-        """Write one line of other facts."""
+        """Write one line of other facts, which can't be left out: it waits for who reads."""
         if self._descriptor is None:
             return
         line = json.dumps(facts) + "\n"
-        # Whoever reads may be gone or slow; a line lost is better than a training lost.
+        # Whoever reads may be gone.
         with contextlib.suppress(OSError):
             os.write(self._descriptor, line.encode())
+
+
+def _takes_a_line(descriptor: int) -> bool:
+    """Whether a write would not block: a pipe has room for a page then, see pipe(7)."""
+    looking = select.poll()
+    looking.register(descriptor, select.POLLOUT)
+    return bool(looking.poll(0))

@@ -272,7 +272,7 @@ class ActionModule(TrainAction):
         """The connection, while files come over it."""
         return Link(
             lambda _line: "",
-            self._connection.reset,
+            self._connection,
             float(self._request["reconnect_timeout"]),
             self._line.keep,
             "what was fetched stays here",

@@ -11,6 +11,7 @@ from controller import follow, link
 from controller.action import GaveUpError, Result, TrainAction, failed
 from controller.log_lines import LogLines
 from controller.progress import size
+from controller.watch import Watch
 from remote_train.errors import TrainError
 
 
@@ -24,7 +25,7 @@ class ActionModule(TrainAction):
         line = self.line_for(task_vars)
         self._lines = LogLines(line.keep)
         self._link = link.Link(
-            self._command, self._connection.reset, float(wanted["reconnect_timeout"]), line.keep
+            self._command, self._connection, float(wanted["reconnect_timeout"]), line.keep
         )
         found = self.call(
             "logs",
@@ -71,7 +72,8 @@ class ActionModule(TrainAction):
         """Show what comes to the log until the stage has ended; how that was."""
         stage, token = status.get("stage"), status.get("token")
         try:
-            for poll in follow.polls(self._link.command, self._root, status, offset):
+            watch = Watch(self._link, self._connection)
+            for poll in follow.polls(self._link.command, self._root, status, offset, watch=watch):
                 self._lines.take(poll.fresh)
                 status = poll.status
         finally:

@@ -34,7 +34,7 @@ class ActionModule(TrainAction):
         self._line = self.line_for(task_vars, SHOWN_AFTER)
         self._link = link.Link(
             self._command,
-            self._connection.reset,
+            self._connection,
             float(self._request["reconnect_timeout"]),
             self._line.keep,
             "what was begun goes on there",

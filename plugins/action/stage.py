@@ -21,6 +21,7 @@ from controller.followed import Followed
 from controller.log_lines import LogLines
 from controller.progress import duration
 from controller.stage_line import StageLine
+from controller.watch import Watch
 from remote_train import issues, live, runs
 from remote_train.errors import TrainError
 
@@ -39,10 +40,9 @@ class ActionModule(TrainAction):
         self._line = self.line_for(task_vars)
         self._link = link.Link(
             self._command,
-            self._connection.reset,
+            self._connection,
             float(self._request["reconnect_timeout"]),
             self._line.keep,
-            hurry=link.hurry(self._connection),
         )
         self._followed = Followed(self.argument("home"))
         if self.argument("attach", False):
@@ -189,7 +189,9 @@ class ActionModule(TrainAction):
         if not (ours or quiet):
             offset = self._catch_up(status, lines if reads else None)
         try:
-            for poll in follow.polls(self._link.command, self._root, status, offset, not reads):
+            for poll in follow.polls(
+                self._link.command, self._root, status, offset, not reads, self._watch()
+            ):
                 if reads:
                     lines.take(poll.fresh)
                 if poll.status.get("token") != token:
@@ -216,6 +218,9 @@ class ActionModule(TrainAction):
         self._followed.forget(token)
         self._line.keep(shown.ended(status))
         return self._verdict(stage, status)
+
+    def _watch(self) -> Watch:
+        return Watch(self._link, self._connection)
 
     def _catch_up(self, status: Result, lines: LogLines | None) -> int:
         """Say what has happened since somebody last followed the stage from here.

@@ -29,7 +29,7 @@ class ActionModule(TrainAction):
         }
         over_cuts = link.Link(
             lambda _: "",
-            self._connection.reset,
+            self._connection,
             float(wanted["reconnect_timeout"]),
             line.keep,
             "a stage that was asked to end ends there by itself",

@@ -98,6 +98,7 @@ size:
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.remote_train import disk_errors, gather
 from ansible.module_utils.remote_train.errors import TrainError
+from ansible.module_utils.remote_train.problems import failure
 
 
 def main() -> None:
@@ -120,9 +121,9 @@ def main() -> None:
             answer = gather.gather(given["request"], given["run"], given["controller"])
     except OSError as refused:
         error = disk_errors.cannot(f"The record can't be written to {root}", refused)
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     except TrainError as error:
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     module.exit_json(changed=given["pack"] is None, **answer)
 
 

@@ -139,6 +139,7 @@ from ansible.module_utils.remote_train import (
 )
 from ansible.module_utils.remote_train.errors import TrainError
 from ansible.module_utils.remote_train.installer import Source
+from ansible.module_utils.remote_train.problems import failure
 
 
 def main() -> None:
@@ -191,7 +192,7 @@ def main() -> None:
                 ),
             )
     except TrainError as error:
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     module.exit_json(
         changed=bool(outlook.steps) and (starts or module.check_mode),
         steps=outlook.steps,

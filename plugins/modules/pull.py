@@ -126,6 +126,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.remote_train import git_tree, git_url, live
 from ansible.module_utils.remote_train.errors import TrainError
 from ansible.module_utils.remote_train.file_names import shown
+from ansible.module_utils.remote_train.problems import failure
 
 
 def main() -> None:
@@ -159,7 +160,7 @@ def main() -> None:
             allowed_signers=given["allowed_signers"],
         )
     except TrainError as error:
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     for warning in done.warnings:
         module.warn(warning)
     result = {

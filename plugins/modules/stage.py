@@ -89,6 +89,7 @@ status:
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.remote_train import launch
 from ansible.module_utils.remote_train.errors import TrainError
+from ansible.module_utils.remote_train.problems import failure
 
 
 def main() -> None:
@@ -122,7 +123,7 @@ def main() -> None:
                 given["requirements"],
             )
     except TrainError as error:
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     module.exit_json(changed=answer["outcome"] == "started", **answer)
 
 

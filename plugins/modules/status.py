@@ -143,6 +143,7 @@ lines:
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.remote_train import status
 from ansible.module_utils.remote_train.errors import TrainError
+from ansible.module_utils.remote_train.problems import failure
 
 
 def main() -> None:
@@ -167,7 +168,7 @@ def main() -> None:
             given["nvidia_smi"],
         )
     except TrainError as error:
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     module.exit_json(changed=False, **found)
 
 

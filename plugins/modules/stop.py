@@ -94,6 +94,7 @@ left:
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.remote_train import stop
 from ansible.module_utils.remote_train.errors import TrainError
+from ansible.module_utils.remote_train.problems import failure
 
 
 def main() -> None:
@@ -112,7 +113,7 @@ def main() -> None:
             given["root"], given["by"], given["call"], given["grace"], module.check_mode
         )
     except TrainError as error:
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     module.exit_json(changed=answer["state"] != "nothing" or bool(answer["waited"]), **answer)
 
 

@@ -131,6 +131,7 @@ problem_count:
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.remote_train.errors import TrainError
 from ansible.module_utils.remote_train.manifest import verify
+from ansible.module_utils.remote_train.problems import failure
 
 
 def main() -> None:
@@ -151,7 +152,7 @@ def main() -> None:
             params["root"], params["manifest"], params["allow_unlisted"], params["workers"]
         )
     except TrainError as error:
-        module.fail_json(msg=error.message, hint=error.hint, category=error.category)
+        module.fail_json(**failure(error))
     for warning in found.warnings:
         module.warn(warning)
     result = {

@@ -188,6 +188,30 @@ def test_a_cut_is_said_in_time_and_so_is_its_end(
     assert site.trained() == ["style"]
 
 
+def test_a_stop_over_a_silent_link_says_so_as_soon(
+    trained_clone: Callable[..., Site], proxy: CuttingProxy, gpu_host: GpuHost
+) -> None:
+    """The connection that is kept is silent, and nobody knows it yet."""
+    site = damaged(trained_clone(**behind(proxy, gpu_host)), "style")
+    hold = site.hold("style")
+    first = site.start("--tags", "style")
+    wait_for(site, "style")
+    until(lambda: record(site), "the first poll")
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    proxy.silence()
+    began = time.monotonic()
+    process = site.start("-e", "stop_grace=1", playbook="playbooks/stop.yml")
+    shown = shown_by(process, "a stage that was asked to end ends there by itself")
+    noticed = time.monotonic() - began
+    proxy.mend()
+    rest = finish(process)
+    hold.unlink()
+    assert rest.status == 0, shown + rest.output
+    assert "stopped style" in rest.output
+    assert noticed < 20  # 13, and the start of a playbook; by patience alone it would be 29
+
+
 def test_who_attaches_and_gives_up_leaves_a_record_at_home(
     trained_clone: Callable[..., Site], proxy: CuttingProxy, gpu_host: GpuHost
 ) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,8 +23,9 @@ from remote_train import (
     stage_states,
     stop,
 )
-from remote_train.failures import KINDS, Witness
+from remote_train.failures import KINDS, Failure, Witness
 from remote_train.kernel_log import KernelLog, Line
+from remote_train.stage_run import StageRun
 from tests.unit.stage_host import HOUSE, RUN, Host, put
 from tests.unit.test_supervisor import SCRIPT, this_python
 from training.failures import Stopped, explain
@@ -107,6 +109,7 @@ def kernel(monkeypatch):
         return KernelLog("kmsg", tuple(line for line in lines if keep(line.text)))
 
     monkeypatch.setattr(failures.kernel_log, "read", read)
+    monkeypatch.setattr(failures.processes, "has_the_kernels_numbers", lambda: True)
     return lines
 
 
@@ -130,6 +133,7 @@ KILLED = "Out of memory: Killed process 77 (python3) total-vm:1kB"
         (KILLED, 0.0, signal.SIGKILL, "killed_for_memory"),
         (KILLED.replace("python3", "other"), 0.0, signal.SIGKILL, "killed_for_memory"),
         (KILLED.replace("77 (python3)", "9 (other)"), 0.0, signal.SIGKILL, "signal"),
+        (KILLED.replace("77 (python3)", "9 (python3)"), 0.0, signal.SIGKILL, "signal"),
         (KILLED, 1e6, signal.SIGKILL, "signal"),
         (KILLED, 0.0, signal.SIGSEGV, "signal"),
         (XID, 0.0, signal.SIGABRT, "gpu"),
@@ -161,6 +165,37 @@ def test_the_control_group_knows_of_it_where_the_log_is_not_ours_to_read(kernel,
     group[0] += 1
     assert witness.of_signal(signal.SIGKILL, 77).kind == "killed_for_memory"
     assert Witness().of_signal(signal.SIGKILL, 77).kind == "signal"
+
+
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize(("name", "pid"), [("python3", 9), ("python3", 77), ("other", 77)])
+def test_in_a_container_the_kernels_numbers_say_nothing(
+    kernel, group, monkeypatch, counts, name, pid
+):
+    """What the control group says counts; and the name alone, where that says nothing."""
+    monkeypatch.setattr(failures.processes, "has_the_kernels_numbers", lambda: False)
+    group[0] = 3 if counts else None
+    witness = Witness()
+    time.sleep(0.01)
+    kernel.append(Line(0.0, KILLED.replace("77 (python3)", f"{pid} ({name})")))
+    found = witness.of_signal(signal.SIGKILL, 77).kind
+    by_name = not counts and name == "python3"
+    assert found == ("killed_for_memory" if by_name else "signal")
+    if counts:
+        group[0] += 1
+        assert witness.of_signal(signal.SIGKILL, 77).kind == "killed_for_memory"
+
+
+def test_what_is_tried_again_once_is_counted_by_itself(tmp_path):
+    """Two that were killed otherwise before are none of its."""
+    job = dict.fromkeys(("stage", "run", "token", "mode", "log"), "x") | {"retries": 9}
+    crew = SimpleNamespace(take=lambda _: True)
+    run = StageRun(str(tmp_path), job, {}, crew, SimpleNamespace(asked=0))
+    again = []
+    for kind in ("signal", "signal", "killed_for_memory", "signal", "killed_for_memory"):
+        run.status["attempt"] += 1
+        again.append(run._is_tried_again(Failure(kind, "S")))
+    assert again == [True, True, True, True, False]
 
 
 def test_an_end_without_a_word(kernel, group):
@@ -410,7 +445,7 @@ def test_outputs_may_be_a_link_to_another_disk(host, tmp_path):
     [
         (False, "run_20260101T000000Z", False),
         (True, "run_20260101T000000Z", True),
-        (True, RUN, False),
+        (True, RUN, True),
     ],
 )
 def test_force_goes_on_from_checkpoints_of_its_own_run_alone(host, force, run, fresh):
@@ -418,7 +453,7 @@ def test_force_goes_on_from_checkpoints_of_its_own_run_alone(host, force, run, f
     host.start({"hold": True}, force=force)
     training = live.read_json(live.path(str(host.root), "training.json"))
     assert training["checkpoints"]["fresh"] is fresh
-    assert (folder / "style").exists() is not fresh
+    assert (folder / "style").exists()  # the training itself tells whose they are
     assert (folder / "writing").exists()
     assert training["low_memory"] is False
     (host.root / "go_on").touch()

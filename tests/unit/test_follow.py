@@ -238,7 +238,7 @@ statuses = st.dictionaries(st.text(), st.text() | st.integers() | st.none(), max
 @given(statuses, st.binary(max_size=30))
 def test_what_was_printed_is_taken_apart_again(status, log):
     printed = json.dumps(status, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    whole = b"\x1d" + printed + b"\x1e12\x1e" + log
+    whole = b"\x1d" + printed + b"\x1e12\x1e%d\x1e" % len(log) + log
     text = whole.decode("utf-8", "surrogateescape")
     if text.encode("utf-8", "surrogateescape") == whole:
         assert follow.parse_answer(text) == (status, log, 12)
@@ -265,12 +265,17 @@ def test_what_is_no_answer_is_a_value_error_and_nothing_else(text):
         "\x1e{}\x1d",
         "\x1d{}\x1elog",
         "\x1d{}\x1e1\x1d",
-        "\x1d{}\x1e-1\x1elog",
-        "\x1d{}\x1eone\x1elog",
-        "\x1d{\x1e0\x1elog",
-        "\x1d[]\x1e0\x1e",
-        "\x1dnull\x1e0\x1elog",
-        '\x1d"x"\x1e0\x1e',
+        "\x1d{}\x1e1\x1e3",
+        "\x1d{}\x1e1\x1elog",
+        "\x1d{}\x1e1\x1e3\x1elo",
+        "\x1d{}\x1e1\x1e3\x1elogs",
+        "\x1d{}\x1e-1\x1e3\x1elog",
+        "\x1d{}\x1eone\x1e3\x1elog",
+        "\x1d{}\x1e1\x1ethree\x1elog",
+        "\x1d{\x1e0\x1e3\x1elog",
+        "\x1d[]\x1e0\x1e0\x1e",
+        "\x1dnull\x1e0\x1e3\x1elog",
+        '\x1d"x"\x1e0\x1e0\x1e',
         "\x1dwelcome {}\x1e",
     ],
 )
@@ -318,13 +323,21 @@ class Wire:
         self.ran: list[str] = []
         self.resets = 0
         self.said: list[str] = []
-        self.hurried: list[bool] = []
-        self.link = link.Link(
-            self.run, self.reset, patience, self.said.append, hurry=self.hurried.append
-        )
+        self.timeouts: list[int] = []
+        self.timeout = 20
+        self.link = link.Link(self.run, self, patience, self.said.append)
+
+    def get_option(self, name: str) -> int:
+        assert name == "timeout"
+        return self.timeout
+
+    def set_option(self, name: str, value: int) -> None:
+        assert name == "timeout"
+        self.timeout = value
 
     def run(self, line: str) -> str:
         self.ran.append(line)
+        self.timeouts.append(self.timeout)
         self.clock.now += self.takes
         if self.plan and not self.plan.pop(0):
             raise AnsibleConnectionFailure("cut")
@@ -350,7 +363,7 @@ def test_only_what_is_thought_to_be_whole_is_given_little_time_to_connect(clock)
     wire.plan = [False, False]
     wire.link.command("a")
     wire.link.command("b")
-    assert wire.hurried == [True, False, False, True]
+    assert wire.timeouts == [4, 20, 20, 4]
 
 
 @pytest.mark.parametrize(("configured", "whole"), [(20, 4), ("20", 4), (3, 3)])
@@ -478,6 +491,9 @@ class Action(ActionModule):
     check = property(lambda self: self._check)
     verbose = False
 
+    def _watch(self) -> None:
+        pass
+
     def argument(self, name: str, default: Any = None) -> Any:
         return self._given.get(name, default)
 
@@ -497,7 +513,7 @@ RUNNING = {"state": "running", "token": "t1", "stage": "style", "heartbeat": 1.0
 
 
 def printed(**changes: Any) -> str:
-    return f"\x1d{json.dumps({**RUNNING, **changes})}\x1e0\x1e"
+    return f"\x1d{json.dumps({**RUNNING, **changes})}\x1e0\x1e0\x1e"
 
 
 def test_answers_that_nobody_can_read_end_in_a_sentence(clock):

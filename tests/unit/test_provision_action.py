@@ -62,7 +62,7 @@ class Action(action.ActionModule):
         return found
 
     def _command(self, _line: str) -> str:
-        return f"\x1d{json.dumps(self._polls.pop(0))}\x1e0\x1e"
+        return f"\x1d{json.dumps(self._polls.pop(0))}\x1e0\x1e0\x1e"
 
 
 MODEL = {"model_name_or_path": "models/mine", "model_revision": "main", "use_modelscope": False}

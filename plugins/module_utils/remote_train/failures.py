@@ -185,13 +185,19 @@ class Witness:
         return [line for line in ended.value.lines if line.age is not None and line.age <= passed]
 
     def _for_memory(self, said: list[kernel_log.Line], pid: int) -> str:
-        for line in said:
-            killed = _OOM_KILLER.search(line.text)
-            # In a container the kernel's numbers are others than ours: the name has to do.
-            if killed and (int(killed.group(1)) == pid or killed.group(2).startswith("python")):
+        killed = [(line, found) for line in said if (found := _OOM_KILLER.search(line.text))]
+        # The kernel's numbers are others than ours in a container.
+        ours = processes.has_the_kernels_numbers()
+        for line, found in killed:
+            if ours and int(found.group(1)) == pid:
                 return f"The kernel says: {line.text.strip()}"
-        if _killed_for_memory() > self._killed:
+        count = _killed_for_memory()
+        if count is not None and count > (self._killed or 0):
             return "Its control group counts a process that was killed for memory."
+        # Where nothing else can tell, the name has to do.
+        for line, found in killed:
+            if not ours and count is None and found.group(2).startswith("python"):
+                return f"The kernel says: {line.text.strip()}"
         return ""
 
     def _broken(self, said: list[kernel_log.Line]) -> str:
@@ -205,8 +211,11 @@ def _speaks(text: str) -> bool:
     return "Xid" in text or "Killed process" in text
 
 
-def _killed_for_memory() -> int:
-    """How many processes the kernel has killed for memory in our control group (v2, then v1)."""
+def _killed_for_memory() -> int | None:
+    """How many processes the kernel has killed for memory in our control group (v2, then v1).
+
+    None where nobody says.
+    """
     for file in ("memory.events", "memory/memory.oom_control"):
         try:
             with open(os.path.join("/sys/fs/cgroup", _group(), file), encoding="ascii") as stream:
@@ -215,7 +224,7 @@ def _killed_for_memory() -> int:
             continue
         if found:
             return int(found.group(1))
-    return 0
+    return None
 
 
 def _group() -> str:

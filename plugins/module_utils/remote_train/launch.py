@@ -90,8 +90,6 @@ def _start(
             if not _trained_in(root, run, stage["name"], job["fingerprint"]):
                 runs.mark(root, run, stage["name"], "skipped")
             return {"outcome": "skipped", "verdict": verdict, "status": {}, "notes": notes}
-        if job["training"]["checkpoints"]["fresh"]:
-            stage_record.remove_checkpoints(root, stage["name"])
         write_json(live.path(root, "training.json"), job["training"])
         write_json(live.path(root, "job.json"), job)
         write_json(live.path(root, "status.json"), {})
@@ -244,18 +242,6 @@ def _trained_in(root: str, run: str, stage: str, inputs: str) -> bool:
     )
 
 
-def _left_checkpoints(root: str, run: str, stage: str) -> bool:
-    """Whether this very run has left checkpoints of the stage: then it goes on from them."""
-    folder = os.path.join(root, stage_record.CHECKPOINTS, stage)
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return False
-    return any(
-        live.read_json(os.path.join(folder, n, "state.json")).get("run") == run for n in names
-    )
-
-
 def _job(
     request: Mapping[str, Any],
     stage: Mapping[str, Any],
@@ -322,7 +308,7 @@ def _job(
             "steps": survival["checkpoint_steps"],
             "minutes": survival["checkpoint_minutes"],
             "keep": survival["checkpoint_keep"],
-            "fresh": force and not _left_checkpoints(root, run, name),
+            "fresh": force,
         },
         "low_memory": survival["low_memory"],
     }

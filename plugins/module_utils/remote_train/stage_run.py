@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -83,6 +84,7 @@ class StageRun:
         self._log_size = 0
         self._gpu = gpu_watch.Watch({**os.environ, **self._environment})
         self._orphan: Orphan | None = None
+        self._kinds: Counter[str] = Counter()
         self.status: dict[str, Any] = {
             "schema": 1,
             "stage": job["stage"],
@@ -106,6 +108,8 @@ class StageRun:
         self.status = {**status, **live.identity(os.getpid())}
         self.status.pop("retry_at", None)
         self.status.setdefault("attempt", 1)
+        # None comes from it any more, and what it said last is no longer so.
+        self.status["progress"] = {}
         self._before = max(0.0, time.time() - float(status.get("started_at") or time.time()))
         self._orphan = Orphan(status.get("child") or {})
 
@@ -310,10 +314,12 @@ class StageRun:
         self.status["kind"] = kind.name
         if kind.policy not in (failures.RETRY, failures.ROOM) or self._signals.asked:
             return False
-        most = int(self.job["retries"])
-        most = most if kind.most is None else min(most, kind.most)
+        self._kinds[kind.name] += 1
+        if kind.most is not None and self._kinds[kind.name] > kind.most:
+            return False
         # The lock of a training that was adopted was its own.
-        return int(self.status["attempt"]) <= most and self._crew.take(self.job)
+        again = int(self.status["attempt"]) <= int(self.job["retries"])
+        return again and self._crew.take(self.job)
 
     def _pause(self, failure: Failure) -> bool:
         """Say that there is a new attempt, and wait for its time; whether it may begin."""

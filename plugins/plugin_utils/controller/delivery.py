@@ -36,7 +36,7 @@ class Delivery(TrainAction):
         self._root, self._line, self._patience = root, line, patience
         self._link = link.Link(
             lambda _line: "",
-            self._connection.reset,
+            self._connection,
             patience,
             line.keep,
             "what was sent stays there",

@@ -63,7 +63,7 @@ class GateAction(TrainAction):
 
         over_cuts = link.Link(
             lambda _line: "",  # it runs no commands
-            self._connection.reset,
+            self._connection,
             patience,
             line.keep,
             "the gate changes nothing there",

@@ -21,10 +21,10 @@ ssh makes another one for that, and would wait for it for as long as for the fir
 
 
 def hurry(connection: Any) -> Callable[[bool], None]:
-    """What makes ``connection`` give up early while it is thought to be whole: see Link."""
+    """What makes ``connection`` give up early while it is thought to be whole."""
     try:
         patient = int(connection.get_option("timeout"))
-    except (KeyError, TypeError, ValueError, AnsibleError):
+    except (AttributeError, KeyError, TypeError, ValueError, AnsibleError):
         return lambda _: None  # a plugin without that option
 
     def set_timeout(whole: bool) -> None:
@@ -44,31 +44,30 @@ class Link:
 
     :param run: runs one shell command and returns its standard output, or raises
         AnsibleConnectionFailure.
-    :param reset: drops the connection, so that the next command makes a new one.
+    :param connection: Ansible's own; it is dropped by ``reset``, so that the next command makes a
+        new one, and while it is thought to be whole, it is given little time for that.
     :param patience: seconds for which a broken connection is tried again.
     :param say: shows a line to the person.
     :param stays: the half of a sentence that says what a break doesn't undo.
     :param again: what the same command does, when the host is back.
-    :param hurry: is told before an attempt whether the connection is thought to be whole.
     """
 
     def __init__(
         self,
         run: Callable[[str], str],
-        reset: Callable[[], None],
+        connection: Any,
         patience: float,
         say: Callable[[str], None],
         stays: str = "the training goes on there",
         again: str = "it attaches",
-        hurry: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._run = run
-        self._reset = reset
+        self._reset = connection.reset
         self._patience = patience
         self._say = say
         self._stays = stays
         self._again = again
-        self._hurry = hurry
+        self._hurry = hurry(connection)
         self._parent = os.getppid()
         self.cuts: list[dict[str, float]] = []
 

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.unit.small_disk import small_disk
 from training.__main__ import main
+from training.checkpoint import Checkpoint
+from training.job import CheckpointRule
+from training.keeper import Checkpoints
 from training.metrics import Metrics
+from training.state import State
+from training.stopping import StopRequest
 
 
 def fill(path: Path) -> None:
@@ -66,3 +72,27 @@ def test_an_adapter_that_does_not_fit_leaves_the_old_one(
     said = capsys.readouterr()
     assert "no checkpoint could be written at step 2: it needs" in said.out
     assert "Traceback" not in said.out + said.err
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_others_checkpoints_make_room_even_for_the_first_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    others = [tmp_path / f"step_0000000{number}" for number in (1, 2, 3)]
+    for path in others:
+        path.mkdir()
+        (path / "adapter.safetensors").write_bytes(b"damaged")
+    keeper = Checkpoints(
+        CheckpointRule(folder=str(tmp_path)),
+        tmp_path,
+        {},
+        Metrics(tmp_path / "metrics.jsonl"),
+        StopRequest(),
+    )
+    if own:
+        keeper._own = others[:1]
+    monkeypatch.setattr(keeper, "_room", lambda: 0)
+    weights = {"w": torch.zeros(3)}
+    state = State(1, 0.0, 0, {}, weights, {}, {})
+    assert "are free" in keeper._unfit(Checkpoint(state, [], {}))
+    assert [path.exists() for path in others] == [own, False, False]

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from typing import Any
 import pytest
 
 from tests.training_process import alone
+from training import __main__ as program
 from training import base_model
-from training.__main__ import _do
+from training.__main__ import Term, _do
+from training.errors import JobError
+from training.failures import Stopped
 from training.progress import Progress
 
 HOUSE = Path(__file__).resolve().parents[3]
@@ -178,7 +182,7 @@ def test_what_can_not_be_taken_off_ends_no_stage_that_is_done(
     path, kept = tmp_path / "job.json", {}
     for _ in range(2):
         path.write_text(json.dumps(make_job(num_train_epochs=0.5)), encoding="utf-8")
-        assert _do(path, Progress(), kept)["status"] == "done"
+        assert _do(path, Progress(), kept, Term())["status"] == "done"
     said = capsys.readouterr().out
     assert said.count("The base model has changed, so the next stage loads it again.") == 2
     assert "still loaded" not in said
@@ -208,3 +212,64 @@ def test_a_signal_between_jobs_ends_it_quietly(worker: Worker, make_job: Any) ->
     worker.do(make_job(), "first")
     os.kill(worker.process.pid, signal.SIGTERM)
     assert worker.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("end", ["done", "failed"])
+@pytest.mark.parametrize("kept", [None, {}])
+def test_a_signal_after_the_end_waits_for_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, kept: dict[str, Any] | None
+) -> None:
+    """From the job's own end on: also between that and the writing."""
+    before = signal.getsignal(signal.SIGTERM)
+    term = Term()
+    signal.signal(signal.SIGTERM, term)
+    explain = program.explain
+    write = program.write_result
+
+    def ends(*_: Any) -> dict[str, Any]:
+        if end == "failed":
+            raise JobError("data", "No.", "")
+        return {"status": "done"}
+
+    def signalled(name: str, then: Any) -> None:
+        def first(*given: Any) -> Any:
+            signal.raise_signal(signal.SIGTERM)
+            return then(*given)
+
+        monkeypatch.setattr(program, name, first)
+
+    monkeypatch.setattr(program, "_result", ends)
+    signalled("explain", explain)
+    signalled("write_result", write)
+    path, result = tmp_path / "job.json", tmp_path / "result.json"
+    path.write_text(json.dumps({"result": str(result)}), encoding="utf-8")
+    try:
+        with contextlib.suppress(Stopped) if kept is not None else contextlib.nullcontext():
+            program._do(path, Progress(), kept, term)
+            assert kept is None  # a worker ends
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert json.loads(result.read_text())["status"] == end
+    with pytest.raises(Stopped):
+        term()
+
+
+def test_a_reader_that_reads_nothing_holds_up_no_training() -> None:
+    reader, writer = os.pipe()
+    progress = Progress(writer)
+
+    def train() -> None:
+        for step in range(20_000):
+            progress("train", step=step)
+
+    training = threading.Thread(target=train, daemon=True)
+    training.start()
+    training.join(30)
+    waits = training.is_alive()
+    with os.fdopen(reader, "rb") as lines:
+        os.set_blocking(reader, False)
+        told = [json.loads(line) for line in lines.read().splitlines()]
+        assert not waits
+        assert [facts["step"] for facts in told] == list(range(len(told)))
+        assert len(told) > 100
+    os.close(writer)
