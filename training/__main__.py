@@ -1,4 +1,4 @@
-"""``python -m training JOB.json``: does the job, and always leaves a ``result.json``.
+"""``python -m training JOB.json``: does the job, and leaves a ``result.json``, or tells it.
 
 ``python -m training --serve`` does many, see :mod:`training.worker`.
 """
@@ -9,16 +9,22 @@ import contextlib
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from training.errors import JobError
-from training.failures import Stopped, explain
+from training.failures import FULL, Stopped, explain
 from training.job import parse_job, read_job_file
 from training.progress import Progress
-from training.result import write_result
+from training.result import reserve, write_result
 from training.worker import serve
+
+ROOM_WITHIN = 600.0
+"""Seconds for which the result is tried again on a full disk, where nobody hears it."""
+
+_ROOM_EVERY = 2.0
 
 
 def main(arguments: list[str]) -> int:
@@ -32,15 +38,21 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _stop)
     progress = Progress.from_environment()
     if arguments == ["--serve"]:
-        return serve(lambda path, kept: _do(path, progress, kept), progress)
+        return serve(lambda path, kept, error: _do(path, progress, kept, error), progress)
     result = _do(Path(arguments[0]), progress, None)
     return {"done": 0, "failed": 1}.get(result["status"], 2)
 
 
-def _do(file: Path, progress: Progress, kept: dict[str, Any] | None) -> dict[str, Any]:
+def _do(
+    file: Path,
+    progress: Progress,
+    kept: dict[str, Any] | None,
+    refused: BaseException | None = None,
+) -> dict[str, Any]:
     """The job in ``file``: its result, which is written where the job says.
 
     :param kept: what a worker keeps between jobs; None for a process of one job.
+    :param refused: why the job can't be done; None where it can.
     """
     try:
         values = read_job_file(file)
@@ -50,11 +62,15 @@ def _do(file: Path, progress: Progress, kept: dict[str, Any] | None) -> dict[str
     except JobError as error:
         print(f"error: {error.symptom} {error.action}", file=sys.stderr)
         return {"status": "none", "error": error.as_dict()}
-    result = _run(values, progress, kept)
+    reserve(Path(path))
+    result = _run(values, progress, kept) if refused is None else _failed(refused)
     spent = result.pop("spent", False)
+    if "token" in values:
+        result["token"] = values["token"]  # whose result it is: the file outlives its stage
     late: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _frame: late.append(number))
-    write_result(Path(path), result)  # whole, whoever asks for the end meanwhile
+    if not _keep(Path(path), result, progress, late):  # whole, whoever asks for the end meanwhile
+        result["status"] = "failed"
     signal.signal(signal.SIGTERM, before)
     if late and kept is not None:
         raise Stopped  # a worker ends, and has no next job
@@ -77,17 +93,49 @@ def _run(values: dict[str, Any], progress: Progress, kept: dict[str, Any] | None
         finally:
             base.take_off()
     except BaseException as error:  # whatever it is, the result must say so
-        known = explain(error)
-        spent = known is None or not isinstance(error, Exception)
+        return _failed(error)
+
+
+def _failed(error: BaseException) -> dict[str, Any]:
+    """What the result says of an error; the log says it too, where it can be written."""
+    known = explain(error)
+    spent = known is None or not isinstance(error, Exception)
+    with contextlib.suppress(OSError):
         if known is None:
-            traceback.print_exc()
-            known = JobError(
-                "training_logic",
-                f"The training ended with {type(error).__name__}: {error}",
-                "The traceback is in the stage's log.",
-            )
-        print(f"error: {known.symptom} {known.action}", file=sys.stderr, flush=True)
-        return {"status": "failed", "error": known.as_dict(), "spent": spent}
+            traceback.print_exception(type(error), error, error.__traceback__)
+    known = known or JobError(
+        "training_logic",
+        f"The training ended with {type(error).__name__}: {error}",
+        "The traceback is in the stage's log.",
+    )
+    _complain(f"error: {known.symptom} {known.action}")
+    return {"status": "failed", "error": known.as_dict(), "spent": spent}
+
+
+def _keep(path: Path, result: dict[str, Any], progress: Progress, late: list[int]) -> bool:
+    """Write the result. One that the disk doesn't take is told instead.
+
+    Where nobody hears it, it is tried again for a while, unless a signal has come meanwhile.
+
+    :returns: whether it is written or told.
+    """
+    deadline = time.monotonic() + ROOM_WITHIN
+    while True:
+        try:
+            write_result(path, result)
+            return True
+        except OSError as error:
+            if progress.tell({"result": result}):
+                return True
+            if error.errno not in FULL or late or time.monotonic() > deadline:
+                _complain(f"error: The result {path} can't be written: {error.strerror}.")
+                return False
+        time.sleep(_ROOM_EVERY)
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _stop(*_: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from typing import Any
@@ -27,11 +26,14 @@ class Progress:
         """Write one line. ``phase`` is load, train, evaluate or save."""
         self.tell({"phase": phase, **values})
 
-    def tell(self, facts: dict[str, Any]) -> None:
-        """Write one line of other facts."""
+    def tell(self, facts: dict[str, Any]) -> bool:
+        """Write one line of other facts; whether there was somebody to read it."""
         if self._descriptor is None:
-            return
-        line = json.dumps(facts) + "\n"
-        # Whoever reads may be gone or slow; a line lost is better than a training lost.
-        with contextlib.suppress(OSError):
-            os.write(self._descriptor, line.encode())
+            return False
+        line = (json.dumps(facts) + "\n").encode()
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+        except OSError:  # who reads may be gone; a line lost is better than a training lost
+            return False
+        return True
