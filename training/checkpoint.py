@@ -19,7 +19,7 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
-from training.folder import sync
+from training.folder import make, sync
 from training.state import State
 
 SCHEMA = 1
@@ -74,7 +74,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     place = folder / f"step_{checkpoint.state.step:08d}"
     partial = folder / f".{place.name}.partial"
-    folder.mkdir(parents=True, exist_ok=True)
+    make(folder)
     remove(partial)
     partial.mkdir()
     try:

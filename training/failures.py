@@ -7,6 +7,11 @@ import errno
 from training.errors import JobError
 from training.memory import cause_of, is_out_of_memory
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The errors of a disk that takes no more, of all or of one user."""
+
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded")
+
 
 class Stopped(BaseException):
     """The job was told to end by a signal."""
@@ -31,7 +36,7 @@ def _explain_system(error: BaseException, text: str) -> JobError | None:
             " end what else holds memory on the GPU.",
             cause_of(error),
         )
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+    if getattr(error, "errno", None) in FULL or any(words in text for words in _FULL_WORDS):
         where = getattr(error, "filename", None)
         return JobError(
             "infra",

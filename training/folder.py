@@ -19,8 +19,20 @@ def open_partial(job: Job) -> Path:
     if job.mode == "evaluate":
         shutil.copytree(job.adapter, job.partial)
     else:
-        job.partial.mkdir(parents=True)
+        make(job.partial)
     return job.partial
+
+
+def make(path: Path) -> None:
+    """Make a folder and those above it, and flush the names of the new ones to the disk."""
+    new = []
+    while not path.exists():
+        new.append(path)
+        path = path.parent
+    for folder in reversed(new):
+        folder.mkdir(exist_ok=True)
+    for folder in new:
+        sync(folder.parent)
 
 
 def put_back(job: Job) -> None:

@@ -94,6 +94,7 @@ class _Raw:
     train: list[str] = dataclasses.field(default_factory=list)
     evaluate: list[str] = dataclasses.field(default_factory=list)
     run: str = ""
+    token: str = ""
     mode: str = "train"
     evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -33,14 +32,20 @@ class Progress:
         if self._descriptor is not None and _takes_a_line(self._descriptor):
             self.tell({"phase": phase, **values})
 
-    def tell(self, facts: dict[str, Any]) -> None:
-        """Write one line of other facts, which can't be left out: it waits for who reads."""
+    def tell(self, facts: dict[str, Any]) -> bool:
+        """Write one line of other facts, which can't be left out: it waits for who reads.
+
+        :returns: whether there was somebody.
+        """
         if self._descriptor is None:
-            return
-        line = json.dumps(facts) + "\n"
-        # Whoever reads may be gone.
-        with contextlib.suppress(OSError):
-            os.write(self._descriptor, line.encode())
+            return False
+        line = (json.dumps(facts) + "\n").encode()
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+        except OSError:  # whoever reads may be gone
+            return False
+        return True
 
 
 def _takes_a_line(descriptor: int) -> bool:

@@ -200,6 +200,7 @@ def train():
         (adapter / "adapter_model.safetensors").write_text(fake.get("weights", "weights"))
     outputs = [job["adapter_dir"] + "/adapter_model.safetensors"]
     result = {
+        "token": job["token"],
         "status": "done",
         "metrics": {"train_loss": 0.5} if job["mode"] == "train" else {"scores": {"x": 1}},
         "effective": {"threads": 1},
@@ -210,7 +211,9 @@ def train():
         "warnings": [],
     }
     result.update(fake.get("result", {}))
-    if "no_result" not in fake:
+    if "told" in fake:
+        progress(result=result)
+    elif "no_result" not in fake:
         with open(job["result"] + ".new", "w") as stream:
             json.dump(result, stream)
         os.replace(job["result"] + ".new", job["result"])
@@ -227,7 +230,7 @@ with os.fdopen(os.dup(0), "rb", buffering=0) as orders:
         os.dup2(log, 1)
         os.dup2(log, 2)
         train()
-        progress(job_ended=order["job"], status=0)
+        progress(job_ended=order["token"], status=0)
 '''
 
 

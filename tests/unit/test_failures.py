@@ -499,6 +499,21 @@ def test_a_question_that_hangs_holds_up_nothing_and_is_not_asked_twice(tmp_path,
     assert count.read_text() == "x\n"
 
 
+def test_a_host_that_has_no_more_threads_is_asked_later(tmp_path, monkeypatch):
+    watch = gpu_watch.Watch({}, smi(tmp_path, TWO))
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_watch.threading.Thread, "start", no_thread)
+        assert watch.look() is None
+    monkeypatch.setattr(gpu_watch, "EVERY", 0.0)
+    watch.look()
+    watch._thread.join(20)
+    assert watch.look()["utilisation"] == 17
+
+
+def no_thread(_thread):
+    raise RuntimeError("can't start new thread")
+
+
 def test_without_a_gpu_nothing_is_said_and_nothing_asked(tmp_path):
     watch = gpu_watch.Watch({}, str(tmp_path / "none"))
     assert watch.look() is None

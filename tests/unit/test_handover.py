@@ -397,7 +397,11 @@ if not os.path.exists(os.path.join({root!r}, "died")):
 """
 
 POINTS = {
-    "before the first status": ("stage_run", "        self.write_status()\n        try:"),
+    "before the first status": ("stage_run", "            self.write_status()\n        else"),
+    "before the old result goes": (
+        "stage_run",
+        "            with contextlib.suppress(FileNotFoundError, IsADirectoryError):",
+    ),
     "before the training starts": ("stage_run", "                running = self._crew.start("),
     "after the training has started": ("stage_run", "            self._sign = time.mono"),
     "after the training's end": ("stage_run", "        failure = self._failure(running, code"),
@@ -405,9 +409,11 @@ POINTS = {
     "after the marker": ("stage_record", "    remove_checkpoints(root, job"),
     "in the record": ("stage_record", "    write(lambda: runs.mark(root"),
     "before the last status": ("stage_run", '        ending = {"state"'),
-    "after the last status": ("supervisor", "            self._idle = float("),
+    "after the last status": ("supervisor", "        self._idle = float("),
     "as it waits": ("supervisor", "            order = self._read_order()\n            if"),
 }
+
+NOT_BEGUN = ("before the first status", "before the old result goes", "before the training starts")
 
 
 def dies_at(host, point):
@@ -432,7 +438,7 @@ def test_a_supervisor_that_is_killed_loses_nothing(host, point):
     host.until(lambda: facts(host) is None)
     host.until(lambda: not live.is_held(str(host.root)))
     trained = len(host.starts())
-    had_begun = point not in ("before the first status", "before the training starts")
+    had_begun = point not in NOT_BEGUN
     assert trained == had_begun
     answer = host.start(mark="t2")
     assert answer["outcome"] == ("skipped" if had_begun else "started")
@@ -443,6 +449,165 @@ def test_a_supervisor_that_is_killed_loses_nothing(host, point):
     assert host.states() == {".stage_style_done"}
     assert host.start(mark="t3")["outcome"] == "skipped"
     assert host.start({}, mark="t4", stage="writing")["outcome"] == "started"
+    assert host.finish()["state"] == "done"
+
+
+@pytest.mark.parametrize("point", NOT_BEGUN)
+def test_what_an_earlier_stage_has_left_is_never_taken_for_this_one(host, point):
+    """A "done" in the result's place is another start's, with other settings."""
+    trains(host, fake={"weights": "old"}, worker_idle_timeout=0)
+    ends(host)
+    dies_at(host, point)
+    again = {"run": f"{RUN}_2", "learning_rate": 0.0005}
+    with contextlib.suppress(TrainError):
+        host.start(mark="t2", **again)
+    host.until((host.root / "died").exists)
+    host.until(lambda: facts(host) is None)
+    host.until(lambda: not live.is_held(str(host.root)))
+    answer = host.start({"weights": "new"}, mark="t3", **again)
+    assert answer["outcome"] == "started"
+    assert host.finish()["state"] == "done"
+    assert host.starts() == ["train", "train"]
+    assert host.marker()["inputs"]["settings"]["learning_rate"] == 0.0005
+    weights = host.root / "outputs/adapter/adapter_style/adapter_model.safetensors"
+    assert weights.read_text() == "new"
+
+
+def test_a_result_of_another_start_is_not_believed(host):
+    """Wherever it comes from: the file, or what a training says."""
+    for number, fake in enumerate(({}, {"told": True})):
+        fake["result"] = {"token": "another"}
+        status = trains(host, fake=fake, mark=f"t{number}")
+        assert status["state"] == "failed"
+        assert "and not well" in status["error"]["symptom"]
+    assert host.marker() is None
+
+
+def test_a_stage_that_is_stopped_before_it_began_has_no_metrics(host):
+    trains(host, worker_idle_timeout=0)
+    ends(host)
+    path = host.engine / "remote_train/stage_run.py"
+    text = path.read_text()
+    line = "        running: Running\n"
+    assert text.count(line) == 1
+    path.write_text(text.replace(line, f"{line}        self._signals.wait([], 5)\n"))
+    host.start(mark="t2", stage="writing")
+    os.kill(host.status()["pid"], signal.SIGTERM)
+    assert host.finish()["kind"] == "stopped"
+    record = json.loads((host.root / f"outputs/training_sync/{RUN}/stage_writing.json").read_text())
+    assert (record["attempts"], record["metrics"], record["accelerator"]) == (0, {}, None)
+
+
+# A defect
+
+
+def breaks_at(host, module, line, error):
+    """Let the supervisor meet an error before a line, while the file ``broken`` is there."""
+    path = host.engine / f"remote_train/{module}.py"
+    text = path.read_text()
+    assert text.count(line) == 1
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    flag = host.root / "broken"
+    code = (
+        f"{indent}import os\n{indent}if os.path.exists({str(flag)!r}):\n{indent}    raise {error}\n"
+    )
+    path.write_text(text.replace(line, code + line))
+    return flag
+
+
+@pytest.mark.parametrize("waited", [False, True], ids=["first stage", "worker that waited"])
+@pytest.mark.parametrize("command", [False, True], ids=["ours", "command"])
+def test_a_defect_in_mid_training_starts_no_second_one(host, waited, command):
+    """The supervisor goes; what trains keeps the lock, and another supervisor follows it."""
+    flag = breaks_at(host, "gpu_watch", "        return self._found\n", "RuntimeError('boom')")
+    if waited:
+        trains(host, "writing", "t0")
+    script = "echo train >> starts; while [ ! -e go_on ]; do sleep 0.02; done; "
+    script += own()["stage_command"][2]
+    changes = {**own(script), "stage_retries": 0} if command else {}
+    host.start({"wait": True}, mark="t1", **changes)
+    host.until(lambda: len(host.starts()) == waited + 1)
+    now = host.wait(lambda status: status.get("child"))
+    flag.touch()
+    host.until(lambda: not processes.is_process(now))
+    assert "RuntimeError: boom" in host.supervisor_log()
+    assert processes.is_process(now["child"])
+    assert live.is_held(str(host.root))
+    flag.unlink()
+    answer = host.start({"wait": True}, mark="t2", **changes)
+    assert (answer["outcome"], len(answer["notes"])) == ("busy", 1)
+    assert answer["status"]["child"] == now["child"]
+    (host.root / "go_on").touch()
+    ended = host.finish()
+    assert ended["token"] == now["token"]
+    assert host.starts() == ["train"] * (waited + 1)
+    if not command:  # how that one ended, nobody can tell
+        assert ended["state"] == "done"
+
+
+def test_a_defect_after_the_training_keeps_no_lock(host):
+    flag = breaks_at(host, "stage_record", "    markers.write(\n", "RuntimeError('boom')")
+    flag.touch()
+    host.start()
+    host.until(lambda: facts(host) is None)
+    host.until(lambda: not live.is_held(str(host.root)))
+    flag.unlink()
+    answer = host.start(mark="t2")
+    assert answer["outcome"] == "skipped"
+    assert "its training had finished, and that is kept" in answer["notes"][0]
+    assert host.starts() == ["train"]
+
+
+@pytest.mark.parametrize("minds", [False, True])
+def test_a_training_that_can_not_be_followed_is_ended_before_its_stage(host, minds):
+    flag = breaks_at(
+        host, "stage_run", "            self._ask_to_end(running)\n", "OSError(5, 'x')"
+    )
+    host.start({"wait": True, "mind_the_signal": minds})
+    child = host.wait(lambda status: status["progress"].get("step"))["child"]
+    flag.touch()
+    status = host.finish()
+    assert status["error"]["symptom"] == (
+        "The training could be followed no longer, and was ended: x."
+    )
+    assert not processes.is_process(child)
+    flag.unlink()
+    (host.root / "go_on").touch()
+    assert trains(host, mark="t2")["state"] == "done"
+
+
+def test_a_training_that_may_not_be_signalled_is_followed_to_its_end(host):
+    flag = breaks_at(
+        host, "worker_process", "        os.killpg(pid, number)\n", "PermissionError(1, 'x')"
+    )
+    host.start({"wait": True})
+    now = host.wait(lambda status: status["progress"].get("step"))
+    flag.touch()
+    os.kill(now["pid"], signal.SIGTERM)
+    later = host.wait(lambda status: status["heartbeat"] > now["heartbeat"] + 0.5)
+    assert later["state"] == "running"
+    assert processes.is_process(now["child"])
+    (host.root / "go_on").touch()
+    assert host.finish()["state"] == "done"
+
+
+def test_the_end_of_another_job_is_not_this_ones(host):
+    """All jobs lie in the same file: a worker's word for an earlier one must end none."""
+    path = host.engine / "training/__main__.py"
+    text = path.read_text()
+    line = '    progress(phase="load")\n'
+    assert line in text
+    path.write_text(
+        text.replace(
+            line,
+            f"{line}    for name in (order['job'], 't0'):\n"
+            "        progress(job_ended=name, status=0)\n",
+        )
+    )
+    host.start({"wait": True})
+    host.wait(lambda status: status["progress"].get("step"))
+    assert live.is_held(str(host.root))
+    (host.root / "go_on").touch()
     assert host.finish()["state"] == "done"
 
 

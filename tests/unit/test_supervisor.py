@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import json
 import os
@@ -17,8 +19,20 @@ from typing import Any
 import jinja2
 import pytest
 
-from remote_train import fingerprint, launch, live, processes, pythons
+from remote_train import (
+    failures,
+    fingerprint,
+    handover,
+    heartbeat,
+    launch,
+    live,
+    processes,
+    pythons,
+    stage_run,
+    worker_process,
+)
 from remote_train.errors import TrainError
+from tests.unit.small_disk import small_disk
 from tests.unit.stage_host import BENCHMARK, FIRST, RUN, TRAIN, Host, load_yaml, put, stage_of
 
 ADAPTER = "outputs/adapter/adapter_style"
@@ -656,12 +670,12 @@ FULL_DISK = """
 _write_bytes = write_bytes
 
 
-def write_bytes(path, content, mode=0o644):
+def write_bytes(path, content, *more, **options):
     import errno
 
     if os.path.exists({flag!r}):
         raise OSError(errno.ENOSPC, "No space left on device", path)
-    _write_bytes(path, content, mode)
+    _write_bytes(path, content, *more, **options)
 """
 
 
@@ -710,6 +724,340 @@ def test_what_came_out_is_kept_as_soon_as_there_is_room(host, full):
     assert host.marker()["status"] == "done"
     assert host.states() == {".stage_style_done"}
     assert len(host.issues()) == 1
+
+
+def waits_for(host, line, module="stage_record"):
+    """Have the supervisor wait before a line until the file ``waited`` is there."""
+    path = host.engine / f"remote_train/{module}.py"
+    text = path.read_text()
+    assert text.count(line) == 1
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    flag = host.root / "waited"
+    wait = f"{indent}while not os.path.exists({str(flag)!r}):\n{indent}    time.sleep(0.01)\n"
+    path.write_text(text.replace(line, wait + line))
+    return flag
+
+
+def test_it_beats_while_what_came_out_is_hashed(host):
+    """However large that is: whoever follows gives a silent supervisor up after a minute."""
+    flag = waits_for(host, "    markers.write(\n")
+    host.start()
+    host.until(lambda: host.log().endswith("ends\n"))
+    first = host.status()["heartbeat"]
+    host.wait(lambda status: status["heartbeat"] > first + 0.5)
+    assert host.status()["state"] == "running"
+    flag.touch()
+    assert host.finish()["state"] == "done"
+
+
+def test_on_a_full_disk_the_heartbeat_goes_on_and_nothing_else_changes(host, full):
+    host.start({"wait": True})
+    host.wait(lambda status: status["progress"].get("step"))
+    full.touch()
+    time.sleep(0.3)  # what was being written
+    before = host.status()
+    after = host.wait(lambda status: status["heartbeat"] > before["heartbeat"] + 0.5)
+    assert {**after, "heartbeat": 0} == {**before, "heartbeat": 0}
+    assert abs(after["heartbeat"] - time.time()) < 5
+    full.unlink()
+    (host.root / "go_on").touch()
+    assert host.finish()["state"] == "done"
+
+
+def test_a_disk_that_has_really_no_room(tmp_path, monkeypatch):
+    """On a file system in memory: not one page is left, and the stage is followed to its end."""
+    monkeypatch.setattr(launch.pythons, "probe", lambda *_: this_python())
+    with small_disk("size=3m") as disk:
+        host = Host(disk / "project")
+        try:
+            host.start({"wait": True})
+            host.wait(lambda status: status["progress"].get("step"))
+            fill(disk / "filler")
+            before = host.status()
+            host.wait(lambda status: status["heartbeat"] > before["heartbeat"] + 0.5)
+            (disk / "filler").unlink()
+            (host.root / "go_on").touch()
+            assert host.finish()["state"] == "done"
+            assert host.supervisor_log() == ""
+        finally:
+            host.close()
+
+
+def fill(path):
+    """Leave not one page of a file system."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"0" * 4096)
+
+
+def test_a_result_that_the_disk_did_not_take_is_as_good_as_one_that_it_took(host, full):
+    host.start({"wait": True, "told": True})
+    host.wait(lambda status: status["progress"].get("step"))
+    full.touch()
+    (host.root / "go_on").touch()
+    host.until(lambda: host.log().endswith("ends\n"))
+    time.sleep(0.3)
+    assert host.status()["state"] == "running"
+    full.unlink()
+    status = host.finish()
+    assert (status["state"], status["attempt"]) == ("done", 1)
+    assert host.marker()["metrics"] == {"train_loss": 0.5}
+    assert live.read_json(live.path(str(host.root), "result.json"))["token"] == FIRST
+
+
+def test_a_full_disk_that_a_training_could_only_tell_of_is_waited_for(host):
+    error = {"category": "infra", "symptom": "The disk is full.", "cause": "", "action": "A."}
+    fake = {"told": True, "result": {"status": "failed", "error": error}}
+    host.start(fake, stage_retries=1)
+    status = host.finish()
+    assert (status["kind"], status["attempt"], status["error"]) == ("disk_full", 2, error)
+
+
+def test_a_crash_that_a_full_disk_is_the_last_word_of_is_one(host):
+    host.start({"crash": "[Errno 28] No space left on device: 'x'"}, stage_retries=1)
+    status = host.finish()
+    assert (status["kind"], status["attempt"]) == ("disk_full", 2)
+    assert status["error"]["category"] == "infra"
+    assert status["error"]["action"].startswith("Free space")
+
+
+def test_a_supervisor_that_follows_what_another_left_needs_no_room_for_it(host, full, monkeypatch):
+    monkeypatch.setattr(launch, "STARTED_WITHIN", 1.0)
+    host.start({"wait": True})
+    status = host.wait(lambda status: status["progress"].get("step"))
+    kill(status["pid"])
+    host.until(lambda: gone(status["pid"]))
+    full.touch()
+    answer = host.start({}, mark="t2")
+    assert (answer["outcome"], answer["status"]["token"]) == ("busy", FIRST)
+    follower = handover.waiting(str(host.root))
+    assert follower is not None
+    (host.root / "go_on").touch()
+    host.until(lambda: gone(status["child"]["pid"]))
+    time.sleep(0.3)
+    full.unlink()
+    assert host.finish()["state"] == "done"
+    assert host.supervisor_log() == ""
+    assert host.starts() == ["train"]
+
+
+def test_a_lock_that_can_not_be_noted_is_held_all_the_same(tmp_path, monkeypatch):
+    root = str(tmp_path)
+    os.close(live.take(root, {"stage": "before"}))
+    monkeypatch.setattr(live, "write_json", no_room)
+    descriptor = live.take(root, {"stage": "style"})
+    assert live.is_held(root)
+    os.close(descriptor)
+    assert not live.is_held(root)
+    assert live.read_json(live.path(root, "holder.json")) == {}  # and not who held it before
+
+
+def no_room(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Quiet:
+    """Signals that never come; it counts how often they are waited for."""
+
+    asked = 0
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    def wait(self, _readers: list[int], seconds: float) -> list[int]:
+        self.waits.append(seconds)
+        return []
+
+
+def alone(host: Host) -> stage_run.StageRun:
+    """A stage without a supervisor's process."""
+    job = {
+        "stage": "style",
+        "run": RUN,
+        "token": "t1",
+        "mode": "train",
+        "log": "outputs/log",
+        "log_path": str(host.root / "outputs/log"),
+        "command": [],
+        "retries": 2,
+        "retry_pause": 0,
+    }
+    return stage_run.StageRun(str(host.root), job, {}, None, Quiet())
+
+
+def test_the_patience_for_room_begins_anew_after_each_success(host, monkeypatch):
+    monkeypatch.setattr(stage_run, "HEARTBEAT", 0.02)
+    monkeypatch.setattr(stage_run, "ROOM_WITHIN", 0.3)
+    stage = alone(host)
+    for _ in range(2):
+        left = [1, 1]
+
+        def write(left: list[int] = left) -> None:
+            if left:
+                left.pop()
+                no_room()
+
+        stage._with_room(write)
+        assert left == []
+        time.sleep(0.4)
+    with pytest.raises(OSError, match="No space left"):
+        stage._with_room(no_room)
+
+
+@pytest.mark.parametrize(("pause", "waits"), [(0, {2.0}), (1, {1.0, 2.0})])
+def test_waiting_for_room_is_no_busy_loop(host, monkeypatch, pause, waits):
+    stage = alone(host)
+    stage.job["retry_pause"] = pause
+    stage.status["attempt"] = 1
+    looks = iter([0.0] * 9)
+    monkeypatch.setattr(stage, "_free", lambda: next(looks, stage_run.ROOM))
+    clock = Clock(stage._signals)
+    monkeypatch.setattr(stage_run.time, "monotonic", clock)
+    assert stage._pause(failures.Failure("disk_full", "x"))
+    assert {round(seconds, 1) for seconds in stage._signals.waits} == waits
+    assert len(stage._signals.waits) == 9
+
+
+class Clock:
+    """Stands still but for what was waited."""
+
+    def __init__(self, signals: Quiet) -> None:
+        self._signals = signals
+
+    def __call__(self) -> float:
+        return sum(self._signals.waits)
+
+
+def test_only_news_is_waited_for_until_the_disk_has_it(host, monkeypatch):
+    stage = alone(host)
+    said = []
+    monkeypatch.setattr(
+        stage_run, "write_json", lambda _path, _status, durable: said.append(durable)
+    )
+    stage.beat()
+    stage.beat(progress={"phase": "train", "step": 1})
+    stage.beat(silent_for=3)
+    stage.beat(retry_at=1.0)
+    stage.beat(progress={"phase": "train", "step": 2})
+    stage.beat(state="done")
+    assert said == [True, False, False, True, False, True]
+
+
+def test_news_that_could_not_be_written_is_still_news(host, monkeypatch):
+    stage = alone(host)
+    stage.beat()
+    monkeypatch.setattr(stage_run, "write_json", no_room)
+    stage.beat(state="done")
+    said = []
+    monkeypatch.setattr(
+        stage_run, "write_json", lambda _path, _status, durable: said.append(durable)
+    )
+    stage.beat()
+    stage.beat()
+    assert said == [True, False]
+
+
+@pytest.mark.parametrize("beat", [1764004147.0, 1764004147.25, 1764004147.1234567])
+def test_a_heartbeat_moves_on_in_its_own_bytes(tmp_path, beat):
+    file = tmp_path / "status.json"
+    status = {"text": '"heartbeat": 1111111111.5', "heartbeat": beat, "state": "running"}
+    file.write_text(json.dumps(status))
+    inode, size = file.stat().st_ino, file.stat().st_size
+    heartbeat.move_on(str(file))
+    found = json.loads(file.read_text())
+    assert abs(found.pop("heartbeat") - time.time()) < 5
+    assert found == {"text": status["text"], "state": "running"}
+    assert (file.stat().st_ino, file.stat().st_size) == (inode, size)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b'{"heartbeat": null}', b'{"heartbeat": 12}'])
+def test_a_file_without_a_heartbeat_is_left_as_it_is(tmp_path, content):
+    file = tmp_path / "status.json"
+    file.write_bytes(content)
+    heartbeat.move_on(str(file))
+    assert file.read_bytes() == content
+    heartbeat.move_on(str(tmp_path / "none"))
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+# A Python without pidfd_open
+
+
+@pytest.mark.parametrize("missing", [(os, "pidfd_open"), (signal, "pidfd_send_signal")])
+def test_a_python_that_was_built_on_an_old_system_signals_all_the_same(monkeypatch, missing):
+    monkeypatch.delattr(*missing)
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as sleeper:
+        who = live.identity(sleeper.pid)
+        assert not processes.send({**who, "start_time": 1}, signal.SIGTERM)
+        orphan = worker_process.Orphan(who)
+        assert (orphan.alarm is None) is (missing[0] is os)
+        assert orphan.ended() is None
+        assert processes.send(who, signal.SIGTERM)
+        assert sleeper.wait(10) == -signal.SIGTERM
+        assert orphan.ended() == 0
+        orphan.close()
+    assert not processes.send(who, signal.SIGTERM)
+
+
+def test_and_its_supervisor_follows_what_another_left(host):
+    path = host.engine / "remote_train/processes.py"
+    path.write_text(f"{path.read_text()}\ndel os.pidfd_open, signal.pidfd_send_signal\n")
+    host.start({"wait": True})
+    status = host.wait(lambda status: status["progress"].get("step"))
+    kill(status["pid"])
+    host.until(lambda: gone(status["pid"]))
+    assert launch.attach(str(host.root), {})["status"]["pid"] != status["pid"]
+    (host.root / "go_on").touch()
+    assert host.finish()["state"] == "done"
+
+
+# A log that can't be written
+
+
+@pytest.mark.parametrize("changes", [{}, own()], ids=["ours", "command"])
+@pytest.mark.parametrize(
+    ("place", "symptom"),
+    [
+        ("outputs/logs", "The log {log} can't be written: {root}/outputs/logs is no folder."),
+        ("outputs/logs/x", "The log {log} can't be written: Is a directory."),
+    ],
+)
+def test_a_log_that_can_not_be_opened_is_named(host, changes, place, symptom):
+    if place == "outputs/logs":
+        put(host.root, {place: b"a file"})
+    else:
+        line = "                running = self._crew.start("
+        path = host.engine / "remote_train/stage_run.py"
+        text = path.read_text()
+        assert text.count(line) == 1
+        path.write_text(
+            text.replace(line, f"                os.makedirs(self.job['log_path'])\n{line}")
+        )
+    host.start(**changes)
+    status = host.finish()
+    error = status["error"]
+    assert error["symptom"] == symptom.format(log=status["log"], root=host.root)
+    assert (status["kind"], error["category"]) == ("host", "infra")
+    assert "log_dir" in error["action"]
+    assert host.starts() == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_log_that_the_disk_has_no_room_for_is_waited_for(host, number):
+    path = host.engine / "remote_train/stage_run.py"
+    line = "                running = self._crew.start("
+    text = path.read_text()
+    assert text.count(line) == 1
+    code = (
+        f"                if self.status['attempt'] == 1: "
+        f"raise OSError({number}, os.strerror({number}), self.job['log_path'])\n"
+    )
+    path.write_text(text.replace(line, code + line))
+    host.start(stage_retries=1)
+    assert host.finish()["state"] == "done"
+    assert host.starts() == ["train"]
+    (issue,) = host.issues()
+    assert issue["symptom"] == "The training of style can't be started: the disk is full."
 
 
 def test_a_disk_that_stays_full_ends_in_a_sentence(host, full):

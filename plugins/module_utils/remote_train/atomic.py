@@ -13,11 +13,12 @@ import tempfile
 from typing import Any
 
 
-def write_bytes(path: str, content: bytes, mode: int = 0o644) -> None:
+def write_bytes(path: str, content: bytes, mode: int = 0o644, durable: bool = True) -> None:
     """Replace ``path`` by ``content``, creating its folder when it is missing.
 
     An empty folder in the file's place is replaced as well; one with something in it is kept.
 
+    :param durable: whether it must outlive a loss of power: that takes two waits for the disk.
     :raises OSError: for such a folder, and where the disk takes no more.
     """
     folder = os.path.dirname(path) or "."
@@ -28,7 +29,8 @@ def write_bytes(path: str, content: bytes, mode: int = 0o644) -> None:
             stream.write(content)
             stream.flush()
             os.fchmod(stream.fileno(), mode)
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         try:
             os.replace(temporary, path)
         except IsADirectoryError:
@@ -37,20 +39,21 @@ def write_bytes(path: str, content: bytes, mode: int = 0o644) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-    sync_folder(folder)
+    if durable:
+        sync_folder(folder)
 
 
-def write_text(path: str, content: str, mode: int = 0o644) -> None:
+def write_text(path: str, content: str, mode: int = 0o644, durable: bool = True) -> None:
     """Replace ``path`` by ``content`` in UTF-8.
 
     A name that is no UTF-8 stands in it with escapes, which JSON reads back as it was.
     """
-    write_bytes(path, content.encode("utf-8", "backslashreplace"), mode)
+    write_bytes(path, content.encode("utf-8", "backslashreplace"), mode, durable)
 
 
-def write_json(path: str, value: Any, mode: int = 0o644) -> None:
+def write_json(path: str, value: Any, mode: int = 0o644, durable: bool = True) -> None:
     """Replace ``path`` by ``value`` as JSON that a person can read."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n", mode)
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n", mode, durable)
 
 
 def sync_folder(folder: str) -> None:

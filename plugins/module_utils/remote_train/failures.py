@@ -7,6 +7,7 @@ of its control group.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -74,6 +75,11 @@ _DIVERGED = re.compile(r"\b(?:loss|gradient)\b.* (?:is|was) -?(?:nan|inf)\b", re
 _FROM_A_HUB = re.compile(r"can't be had")
 _DISK_FULL = re.compile(r"disk is full|No space left on device|Disk quota exceeded", re.IGNORECASE)
 _OOM_KILLER = re.compile(r"Killed process (\d+) \(([^)]*)\)")
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The errors of a disk that takes no more, of all or of one user."""
+
+ROOM_HINT = "Free space on the GPU host: old runs, checkpoints, model caches."
 
 KERNEL_SECONDS = 8.0
 """Seconds that a look at the kernel's log may take."""
@@ -173,6 +179,8 @@ class Witness:
         broken = self._broken(self._kernel())
         if broken or is_of_the_gpu(text):
             return Failure("gpu", symptom, "\n".join(filter(None, (broken, text))), GPU_HINT)
+        if _DISK_FULL.search(text):
+            return Failure("disk_full", symptom, text, ROOM_HINT)
         return Failure("unknown", symptom, text, action)
 
     def _kernel(self) -> list[kernel_log.Line]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ class Watch:
             self._asked = time.monotonic()
             if nvidia_smi.find_program(self._program):
                 self._thread = threading.Thread(target=self._ask, daemon=True)
-                self._thread.start()
+                with contextlib.suppress(RuntimeError):  # no more threads: asked again later
+                    self._thread.start()
             else:
                 self._asked = float("inf")
         return self._found

@@ -90,6 +90,9 @@ def _start(
             if not _trained_in(root, run, stage["name"], job["fingerprint"]):
                 runs.mark(root, run, stage["name"], "skipped")
             return {"outcome": "skipped", "verdict": verdict, "status": {}, "notes": notes}
+        # What another stage has left there is not taken for this one's, whoever is killed when.
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            os.unlink(job["result"])
         write_json(live.path(root, "training.json"), job["training"])
         write_json(live.path(root, "job.json"), job)
         write_json(live.path(root, "status.json"), {})
@@ -217,6 +220,8 @@ def _wait_for_status(root: str, token: str, supervisor: subprocess.Popen[bytes])
             break
         ended = supervisor.poll() is not None
         time.sleep(0.02)
+    if status.get("token") == token and not ended:
+        return status  # of one that follows what runs on, and has no room to say so
     with open(live.path(root, "supervisor.log"), "rb") as stream:
         said = stream.read().decode("utf-8", "replace").strip().splitlines()
     raise TrainError(
@@ -285,6 +290,7 @@ def _job(
         "schema": 1,
         "stage": name,
         "run": run,
+        "token": token,
         "project_root": root,
         "mode": mode,
         "train": list(stage["train"]),

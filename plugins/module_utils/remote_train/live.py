@@ -74,8 +74,13 @@ def take(root: str, holder: dict[str, Any]) -> int | None:
 
 
 def say_holder(root: str, holder: Mapping[str, Any]) -> None:
-    """Say who holds the lock."""
-    write_json(path(root, "holder.json"), dict(holder))
+    """Say who holds the lock; where that can't be written, nobody is said to."""
+    file = path(root, "holder.json")
+    try:
+        write_json(file, dict(holder))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(file)
 
 
 def lock_file(file: str) -> int | None:

@@ -35,21 +35,41 @@ def send(who: Mapping[str, Any], number: int) -> bool:
     """Send a signal to a process if it is the one on record; whether it was sent.
 
     The process is held by a descriptor while it is looked at, so that its number can't become
-    another's in between (pidfd_open(2), Linux 5.3; before that, in the microseconds between).
+    another's in between (pidfd_open(2), Linux 5.3; before that, or with a Python that was built
+    before that, in the microseconds between).
     """
     pid = who.get("pid")
     if not isinstance(pid, int) or pid <= 1:
         return False
+    hand_over = getattr(signal, "pidfd_send_signal", None)
     try:
-        handle = os.pidfd_open(pid)
+        handle = None if hand_over is None else held(pid)
     except ProcessLookupError:
         return False
-    except OSError:  # an older kernel, or a sandbox that doesn't let us
+    if hand_over is None or handle is None:
         return is_process(who) and _sent(lambda: os.kill(pid, number))
     try:
-        return is_process(who) and _sent(lambda: signal.pidfd_send_signal(handle, number))
+        return is_process(who) and _sent(lambda: hand_over(handle, number))
     finally:
         os.close(handle)
+
+
+def held(pid: int) -> int | None:
+    """A descriptor that stays with a process, and can be read when that has ended.
+
+    :returns: None where there is no such thing: an older kernel, a Python without it, or a sandbox
+        that doesn't let us.
+    :raises ProcessLookupError: where there is no such process.
+    """
+    opens = getattr(os, "pidfd_open", None)
+    if opens is None:
+        return None
+    try:
+        return int(opens(pid))
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return None
 
 
 def send_group(who: Mapping[str, Any], number: int) -> bool:

@@ -33,6 +33,49 @@ def _at_once(write: Callable[[], None]) -> None:
     write()
 
 
+def result_of(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What the stage's own training says came of it; empty where it says nothing.
+
+    The file is the same for all stages: what another start has left in it counts for nothing.
+    """
+    return own_result(job, live.read_json(job["result"]))
+
+
+def own_result(job: Mapping[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """``result``, if it is that of the start which the job is of; else nothing."""
+    token = result.get("token")
+    own = token == (job.get("training") or {}).get("token")
+    # A command of the user's own knows of no token; what lay there before was removed.
+    return result if own or (job["command"] and token is None) else {}
+
+
+def of_disk(what: str, error: OSError) -> Failure:
+    """The failure of what can't be written.
+
+    :param what: the beginning of a sentence, such as ``What came out can't be kept``.
+    """
+    if error.errno in failures.FULL:
+        return Failure("disk_full", f"{what}: the disk is full.", str(error), failures.ROOM_HINT)
+    return Failure("host", f"{what}: {error}", str(error))
+
+
+def unstarted(job: Mapping[str, Any], error: OSError) -> Failure:
+    """The failure of a training that can't be started: most often, its log can't be written."""
+    log, place = job["log_path"], str(error.filename or "")
+    if error.errno in failures.FULL or not f"{log}/".startswith(f"{place or log}/"):
+        return of_disk(f"The training of {job['stage']} can't be started", error)
+    why = error.strerror
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        folder = os.path.dirname(log) if place == log else place
+        why = f"{folder} is no folder"
+    return Failure(
+        "host",
+        f"The log {job['log']} can't be written: {why}.",
+        str(error),
+        "Let its folder be one that this user may write to, or choose another log_dir.",
+    )
+
+
 def tail(root: str, job: Mapping[str, Any]) -> list[str]:
     """The log's last lines."""
     try:
@@ -95,7 +138,7 @@ def _outputs(root: str, job: Mapping[str, Any], result: Mapping[str, Any]) -> li
 
 def write_marker(root: str, job: Mapping[str, Any], started: str, seconds: float) -> None:
     """Say that the stage is done, and with what; then its checkpoints are of no use any more."""
-    result = live.read_json(job["result"])
+    result = result_of(job)
     before, _ = markers.read(root, job["stage"])
     effective, metrics = (dict(result.get(key) or {}) for key in ("effective", "metrics"))
     if job["mode"] == "evaluate" and before:
@@ -142,7 +185,7 @@ def leave(
     write: Write = _at_once,
 ) -> None:
     """The issues, the record and the state file in the run's folder."""
-    result = live.read_json(job["result"])
+    result = result_of(job)
     stage, run = job["stage"], job["run"]
     state = "failed" if failure else "done"
     found = [
@@ -242,15 +285,17 @@ def _bury(root: str, job: dict[str, Any], status: dict[str, Any]) -> str:
     again = status.get("boot_id") != live.boot_id()
     who = f"{stage} of {job['run']}, process {status.get('pid')} since {status.get('started')}"
     why = "the host was started anew since" if again else "its supervisor was killed"
-    result = {} if again or job["command"] else live.read_json(job["result"])
+    result = {} if again or job["command"] else result_of(job)
     failure: Failure | None
     if result.get("status") == "done":
         failure = changed_data(job, result)
         if failure is None:
             try:
                 write_marker(root, job, str(status.get("started")), _seconds(status))
-            except (TrainError, OSError) as error:
+            except TrainError as error:
                 failure = Failure("host", f"What came out can't be kept: {error}", str(error))
+            except OSError as error:
+                failure = of_disk("What came out can't be kept", error)
     elif result.get("status") == "failed":
         failure = failures.of_error(result.get("error") or {}, tail(root, job))
     else:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import functools
 import json
 import os
 import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from . import failures, gpu_watch, issues, live, stage_record, stop_request
+from . import failures, gpu_watch, heartbeat, issues, live, stage_record, stop_request
 from .atomic import write_json
 from .errors import TrainError
 from .failures import KINDS, Failure, Witness
@@ -35,6 +36,10 @@ SILENT_AFTER = 300.0
 
 LONGEST_PAUSE = 3600.0
 """Seconds that the pauses before new attempts, each twice as long, grow to."""
+
+
+NUMBERS = ("heartbeat", "progress", "gpu", "silent_for")
+"""What changes all the time in the status; the rest is waited for until the disk has it."""
 
 
 class Signals(Protocol):
@@ -80,6 +85,8 @@ class StageRun:
         self._kill_at: float | None = None
         self._killed = False
         self._patience = 0.0
+        self._pen = threading.Lock()
+        self._said: dict[str, Any] = {}
         self._sign = time.monotonic()
         self._log_size = 0
         self._gpu = gpu_watch.Watch({**os.environ, **self._environment})
@@ -121,10 +128,17 @@ class StageRun:
     # The status
 
     def write_status(self, **news: Any) -> None:
-        """Publish the status, with the time as its heartbeat."""
-        self.status.update(news, heartbeat=time.time())
-        self._written = time.monotonic()
-        write_json(live.path(self.root, "status.json"), self.status)
+        """Publish the status, with the time as its heartbeat.
+
+        Where only numbers have changed, it isn't waited for the disk.
+        """
+        with self._pen:
+            self.status.update(news, heartbeat=time.time())
+            self._written = time.monotonic()
+            said = {name: fact for name, fact in self.status.items() if name not in NUMBERS}
+            file = live.path(self.root, "status.json")
+            write_json(file, self.status, durable=said != self._said)
+            self._said = said
 
     def beat(self, **news: Any) -> None:
         """Publish the status if that can be done: a full disk must not end what runs.
@@ -132,8 +146,32 @@ class StageRun:
         What couldn't be written comes with the next beat.
         """
         self._notice()
-        with contextlib.suppress(OSError):
+        self._publish(**news)
+
+    def _publish(self, **news: Any) -> None:
+        try:
             self.write_status(**news)
+        except OSError:
+            heartbeat.move_on(live.path(self.root, "status.json"))
+
+    @contextlib.contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Beat while the body runs, however long that takes; it may write the status, too."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT):
+                self._publish()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        with contextlib.suppress(RuntimeError):  # no more threads: it has to do without
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if thread.ident is not None:
+                thread.join()
 
     def _notice(self) -> None:
         """What is seen of the training from outside: its silence, its GPU."""
@@ -172,13 +210,16 @@ class StageRun:
 
         :returns: 0 for a stage that is done, else 1.
         """
-        self.write_status()
+        if self._orphan is None:
+            self.write_status()
+        else:
+            self.beat()  # it runs already: a full disk is no reason not to follow it
         try:
             failure = self._attempts()
         except TrainError as error:
             failure = _of(error)
         except OSError as error:
-            failure = Failure("host", f"What came out can't be kept: {error}", str(error))
+            failure = stage_record.of_disk("What came out can't be kept", error)
         return self.end(failure)
 
     def _attempts(self) -> Failure | None:
@@ -197,19 +238,23 @@ class StageRun:
         if self._orphan is not None:
             running = self._orphan
         else:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 os.unlink(self.job["result"])
             self.status["attempt"] += 1
-            os.makedirs(os.path.dirname(self.job["log_path"]), exist_ok=True)
             try:
+                os.makedirs(os.path.dirname(self.job["log_path"]), exist_ok=True)
                 running = self._crew.start(self.job, self._environment)
             except TrainError as error:
                 return _of(error)
+            except OSError as error:
+                return stage_record.unstarted(self.job, error)
         witness = Witness()
         try:
             self._sign = time.monotonic()
             self.beat(child=running.who)
             code = self._follow(running)
+        except OSError as error:
+            return self._lost(running, error)
         finally:
             running.close()
         if self._orphan is not None:
@@ -276,9 +321,35 @@ class StageRun:
             self._killed, self._kill_at = True, None
             running.signal(signal.SIGKILL)
 
+    def _lost(self, running: Running, error: OSError) -> Failure:
+        """End a training that can't be followed any more: its stage has not ended before it has."""
+        while running.ended() is None:
+            running.signal(signal.SIGKILL)
+            time.sleep(NEWS)
+            self.beat()
+        if self._signals.asked:
+            return self._stopped(True)
+        symptom = "The training could be followed no longer, and was ended"
+        hint = "Give the same command again: it goes on from the last checkpoint."
+        return Failure("host", f"{symptom}: {error.strerror or error}.", str(error), hint)
+
+    def _result(self, running: Running) -> dict[str, Any]:
+        """The training's result: as it lies there, or as it was told where the disk is full."""
+        result = stage_record.result_of(self.job)
+        if result or running.result is None:
+            return result
+        told = stage_record.own_result(self.job, running.result)
+        write = functools.partial(write_json, self.job["result"], told)
+        if told.get("status") == "done":
+            self._with_room(write)
+        elif told:
+            with contextlib.suppress(OSError):
+                write()
+        return told
+
     def _failure(self, running: Running, code: int, witness: Witness) -> Failure | None:
         """What went wrong, or None. Success is what the result says, not how the child ended."""
-        result = live.read_json(self.job["result"])
+        result = self._result(running)
         own = bool(self.job["command"])
         finished = not own and not code and result.get("status") == "done"
         tail = stage_record.tail(self.root, self.job)
@@ -348,7 +419,8 @@ class StageRun:
                 return True
             if passed >= pause + ROOM_WITHIN:
                 return False
-            self._signals.wait([], min(HEARTBEAT, max(0.01, pause - passed)))
+            wait = min(HEARTBEAT, pause - passed) if passed < pause else HEARTBEAT
+            self._signals.wait([], wait)
             self.beat()
         return False
 
@@ -382,7 +454,7 @@ class StageRun:
                 self.root, self.job, self.status, failure, self.seconds, self._with_room
             )
         except OSError as error:
-            failure = failure or Failure("host", f"The run's record can't be kept: {error}")
+            failure = failure or stage_record.of_disk("The run's record can't be kept", error)
         state = "failed" if failure else "done"
         ending = {"state": state, "error": failure.as_error() if failure else None}
         try:
@@ -394,15 +466,22 @@ class StageRun:
         return 1 if failure else 0
 
     def _with_room(self, write: Callable[[], None]) -> None:
-        """``write()``, again and again while the disk is full; one patience for all of them."""
+        """``write()``, again and again while the disk is full.
+
+        What fails in a row shares one patience; with what could be written, a new one begins.
+        """
         while True:
             try:
-                return write()
+                with self._beating():
+                    write()
             except OSError as error:
                 now = time.monotonic()
                 self._patience = self._patience or now + ROOM_WITHIN
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or now > self._patience:
+                if error.errno not in failures.FULL or now > self._patience:
                     raise
+            else:
+                self._patience = 0.0
+                return
             time.sleep(HEARTBEAT)
             self.beat()
 

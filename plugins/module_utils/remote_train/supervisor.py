@@ -67,6 +67,7 @@ class Crew:
         self._root = root
         self._lock: int | None = None
         self._held = False
+        self._running: Running | None = None
         self.worker: Worker | None = None
 
     def take(self, job: Mapping[str, Any]) -> bool:
@@ -96,18 +97,29 @@ class Crew:
         """Start the stage's training, in the worker that waits where it is the right one."""
         if self._lock is None:
             raise AssertionError("the lock comes first")
+        self._running = None
         if job["command"]:
-            return Command(job, environment, self._lock)
+            self._running = Command(job, environment, self._lock)
+            return self._running
         if self.worker is not None and not self.worker.serves(job, environment):
             self.worker.end()
             self.worker = None
         if self.worker is None:
             self.worker = Worker(job, environment, self._lock)
-        return self.worker.give(job)
+        self._running = self.worker.give(job)
+        return self._running
+
+    def leave(self) -> None:
+        """Go after a defect: a training that runs is left alone, and keeps the lock."""
+        if self._running is None or self._running.ended() is not None:
+            self.end()
+        elif self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def release(self) -> None:
         """Let go of the lock; a worker keeps the open file, and not the lock."""
-        self._held = False
+        self._held, self._running = False, None
         if self._lock is None:
             return
         if self.worker is not None:
@@ -208,12 +220,16 @@ class Supervisor:
             if adopts:
                 stage.adopt(live.read_json(live.path(self._root, "status.json")))
             self._say("running", stage=job["stage"], run=job["run"])
-            return stage.run()
-        finally:
-            self._idle = float(job.get("idle_timeout") or 0)
-            if self._crew.alive() and not self._signals.asked:
-                self._say("waiting", until=time.time() + self._idle)
-            self._crew.release()
+            status = stage.run()
+        except BaseException:
+            # Not release(): it would take the lock from a training that runs on.
+            self._crew.leave()
+            raise
+        self._idle = float(job.get("idle_timeout") or 0)
+        if self._crew.alive() and not self._signals.asked:
+            self._say("waiting", until=time.time() + self._idle)
+        self._crew.release()
+        return status
 
     def _next(self) -> dict[str, Any] | None:
         """The next order; None where it is time to go."""

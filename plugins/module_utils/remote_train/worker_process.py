@@ -31,6 +31,8 @@ class Running:
         self.reader = reader
         self.alarm: int | None = None
         """What can be read once it has ended, where no signal tells."""
+        self.result: dict[str, Any] | None = None
+        """Its result, where it has told it, since the disk didn't take it."""
 
     def ended(self) -> int | None:
         """Its return code, negative for a signal; None while it runs."""
@@ -88,8 +90,8 @@ class Orphan(Running):
 
     def __init__(self, who: Mapping[str, Any]) -> None:
         super().__init__(dict(who), None)
-        with contextlib.suppress(OSError):  # gone, or an older kernel: looked at now and then
-            self.alarm = os.pidfd_open(int(who.get("pid") or 0))
+        with contextlib.suppress(ProcessLookupError):  # without one, it is looked at now and then
+            self.alarm = processes.held(int(who.get("pid") or 0))
 
     def ended(self) -> int | None:
         """See :class:`Running`."""
@@ -98,7 +100,8 @@ class Orphan(Running):
 
     def signal(self, number: int) -> None:
         """See :class:`Running`."""
-        processes.send_group(self.who, number)
+        with contextlib.suppress(PermissionError):  # see _signal_group
+            processes.send_group(self.who, number)
 
     def close(self) -> None:
         """See :class:`Running`."""
@@ -110,10 +113,11 @@ class Orphan(Running):
 class _Job(Running):
     """One job of a worker."""
 
-    def __init__(self, worker: Worker, path: str) -> None:
+    def __init__(self, worker: Worker, name: str) -> None:
+        """:param name: what its worker calls it."""
         super().__init__(worker.who, worker.reader)
         self._worker = worker
-        self._path = path
+        self._name = name
         self._status: int | None = None
 
     def ended(self) -> int | None:
@@ -125,9 +129,12 @@ class _Job(Running):
 
     def heard(self, facts: Mapping[str, Any]) -> bool:
         """See :class:`Running`."""
+        if isinstance(facts.get("result"), dict):
+            self.result = facts["result"]
+            return True
         if "job_ended" not in facts:
             return False
-        if facts["job_ended"] == self._path:
+        if facts["job_ended"] == self._name:
             self._status = 0 if facts.get("status") == 0 else 1
             self._worker.spent = bool(facts.get("ends"))
         return True
@@ -175,10 +182,11 @@ class Worker:
 
     def give(self, job: Mapping[str, Any]) -> Running:
         """Let it do a job."""
-        line = json.dumps({"job": job["training_path"], "log": job["log_path"]})
+        name = job["token"]  # each job lies in the same file
+        line = json.dumps({"job": job["training_path"], "log": job["log_path"], "token": name})
         with contextlib.suppress(BrokenPipeError):  # it has just ended, which is seen next
             os.write(self._orders, line.encode() + b"\n")
-        return _Job(self, job["training_path"])
+        return _Job(self, name)
 
     def poll(self) -> int | None:
         """Its return code; None while it lives."""
@@ -237,5 +245,6 @@ def _start(
 
 
 def _signal_group(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    # What may not be signalled (it has become another user's) is followed until it ends.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)

@@ -15,7 +15,7 @@ import transformers
 
 from tests.training_process import Trainings
 from training import base_model as base_module
-from training.__main__ import _do
+from training.__main__ import Term, _do
 from training.progress import Progress
 from training.seeds import derived_seeds
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.training
 def done(job: dict[str, Any], kept: dict[str, Any] | None = None) -> dict[str, Any]:
     path = Path(job["result"]).with_name("job.json")
     path.write_text(json.dumps(job), encoding="utf-8")
-    result = _do(path, Progress(), kept)
+    result = _do(path, Progress(), kept, Term())
     assert result["status"] == "done", result
     return result
 

@@ -13,7 +13,7 @@ import transformers
 
 from tests.training_process import alone
 from tests.unit.training.conftest import chat, write_chats
-from training.__main__ import _do
+from training.__main__ import Term, _do
 from training.progress import Progress
 
 
@@ -95,7 +95,7 @@ def test_one_sentence_before_the_weights_are_read(
     change, settings, category, sentence, hint = case
     path = tmp_path / "job.json"
     path.write_text(json.dumps(broken_job(change, settings)))
-    error = _do(path, Progress(), {} if worker else None)["error"]
+    error = _do(path, Progress(), {} if worker else None, Term())["error"]
     assert error["category"] == category, error
     assert sentence in error["symptom"]
     assert hint in error["symptom"] + error["action"]
@@ -109,7 +109,7 @@ def test_the_weights_are_what_the_others_come_to(broken_job: Any, tmp_path: Path
     """With nothing else wrong, it is they that are refused."""
     path = tmp_path / "job.json"
     path.write_text(json.dumps(broken_job(as_it_is, {})))
-    error = _do(path, Progress(), None)["error"]
+    error = _do(path, Progress(), None, Term())["error"]
     assert (error["category"], "can't be loaded" in error["symptom"]) == ("model_download", True)
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from tests.training_process import alone
+from tests.unit.small_disk import small_disk
+from tests.unit.training.test_full_disk import fill
 from training import __main__ as program
 from training import base_model
 from training.__main__ import Term, _do
@@ -45,12 +47,14 @@ class Worker:
         )
         os.close(writer)
 
-    def order(self, job: dict[str, Any], name: str) -> tuple[Path, Path]:
+    def order(
+        self, job: dict[str, Any], name: str, log: Path | None = None, **more: str
+    ) -> tuple[Path, Path]:
         """Give a job; its file and its log."""
-        path, log = self.folder / f"{name}.json", self.folder / f"{name}.log"
+        path, log = self.folder / f"{name}.json", log or self.folder / f"{name}.log"
         path.write_text(json.dumps(job), encoding="utf-8")
         assert self.process.stdin is not None
-        line = json.dumps({"job": str(path), "log": str(log)})
+        line = json.dumps({"job": str(path), "log": str(log), **more})
         self.process.stdin.write(line.encode() + b"\n")
         self.process.stdin.flush()
         return path, log
@@ -170,6 +174,42 @@ def test_what_is_no_job_ends_nothing(worker: Worker, make_job: Any) -> None:
     assert ended == {"job_ended": str(nowhere), "status": 1, "ends": False}
     assert worker.do(make_job(), "good")[0]["status"] == "done"
     assert worker.close() == 0
+
+
+def test_a_job_is_called_by_its_token(worker: Worker, make_job: Any) -> None:
+    """All jobs of a project lie in the same file."""
+    name = "t1"
+    job = {**make_job(num_train_epochs=0.5), "token": name}
+    worker.order(job, "named", token=name)
+    ended = worker.until("job_ended")
+    assert ended == {"job_ended": name, "status": 0, "ends": False}
+    assert json.loads(Path(job["result"]).read_text())["token"] == name
+
+
+@pytest.mark.parametrize("place", ["folder", "full"])
+def test_a_job_whose_log_can_not_be_opened_is_not_done_unseen(
+    worker: Worker, make_job: Any, place: str
+) -> None:
+    disk = small_disk("size=16k,nr_inodes=2") if place == "full" else contextlib.nullcontext()
+    with disk as folder:
+        if folder is None:
+            log, why = worker.folder / "here.log", "Is a directory"
+            log.mkdir()
+        else:
+            log = folder / "here.log"
+            fill(folder / "filler")
+        job = make_job()
+        worker.order(job, "here", log=log)
+        ended = worker.until("job_ended")
+    assert (ended["status"], ended["ends"]) == (1, True)
+    error = json.loads(Path(job["result"]).read_text())["error"]
+    assert error["category"] == "infra"
+    expected = f"The disk is full at {log}."
+    if place == "folder":
+        expected = f"The log {log} can't be written: {why}."
+    assert error["symptom"] == expected
+    assert not Path(job["project_root"], job["adapter_dir"]).exists()
+    assert worker.process.wait(30) == 0
 
 
 def test_what_can_not_be_taken_off_ends_no_stage_that_is_done(
