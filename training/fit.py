@@ -21,7 +21,7 @@ from torch.nn import functional
 from training.batches import Step, count_steps, micro_batches, padded, steps
 from training.chats import ChatFile, read_chats
 from training.device import THREADS, Device, set_up
-from training.errors import JobError
+from training.errors import DIVERGED, JobError
 from training.masking import Masker, Row, Sample
 from training.memory import Memory, cause_of, free, is_out_of_memory
 from training.model import add_adapter, load_base, load_tokenizer, locate, revision
@@ -355,4 +355,5 @@ def _not_finite(what: str, value: float, step: int, samples: list[Sample]) -> Jo
         f"The {what} is {value} at step {step}, so training stopped there.",
         "Lower learning_rate, or set dtype to float32; and look at the chats of that step.",
         "The step trained on " + ", ".join(sample.chat.where for sample in samples) + ".",
+        DIVERGED,
     )

@@ -13,7 +13,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from training.device import Device
-from training.errors import JobError
+from training.errors import MODEL_DOWNLOAD, JobError
 from training.settings import Settings
 
 _PICKLE = (".bin", ".pt", ".pth", ".ckpt")
@@ -243,4 +243,5 @@ def _not_loaded(settings: Settings, hub: str, error: Exception) -> JobError:
         "Check the name and the host's way to the hub (HF_ENDPOINT, HF_TOKEN, use_modelscope), or"
         " name a folder on the host.",
         cause,
+        MODEL_DOWNLOAD,
     )

@@ -267,7 +267,7 @@ def test_a_stop_during_a_start_waits_for_it_and_stops_its_stage(host, slow_start
 
 def test_a_start_that_never_ends_is_no_end_of_a_stage(host, monkeypatch, slow_start):
     monkeypatch.setattr(stop, "START_WITHIN", 0.3)
-    with pytest.raises(TrainError, match="A start is under way .* nothing was stopped"):
+    with pytest.raises(TrainError, match=r"A start is under way .* nothing was stopped"):
         stopped(host)
 
 
@@ -289,7 +289,9 @@ def test_a_supervisor_that_waits_and_does_not_end_is_no_success(host, monkeypatc
     facts = handover.waiting(str(host.root))
     os.kill(facts["pid"], signal.SIGSTOP)
     try:
-        with pytest.raises(TrainError, match=rf"process {facts['pid']}\) .* holds the GPU") as error:
+        with pytest.raises(
+            TrainError, match=rf"process {facts['pid']}\) .* holds the GPU"
+        ) as error:
             stopped(host)
         assert error.value.category == "infra"
     finally:

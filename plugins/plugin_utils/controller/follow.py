@@ -70,6 +70,9 @@ def poll_command(
         flock(1), there is no wait.
     """
     shown, read = shlex.quote(status), shlex.quote(log)
+    # What has come in its place, its supervisor replaces; no folder, no supervisor.
+    folder = shlex.quote(os.path.dirname(status))
+    said = f"cat {shown} || {{ [ -d {folder} ] && printf 'no status'; }}"
     lock, seconds = shlex.quote(wait[0]), wait[1]
     waits = f"[ ! -f {lock} ] || flock -s -w {seconds:.1f} {lock} true 2>/dev/null; "
     # Bytes from o up to s.
@@ -79,7 +82,7 @@ def poll_command(
         else f"[ $((s-o)) -le {LOG_CHUNK} ] || s=$((o+{LOG_CHUNK}))"
     )
     return (
-        f"{waits if seconds else ''}printf '\\035' && cat {shown} && o={offset} && "
+        f"{waits if seconds else ''}printf '\\035' && {{ {said}; }} && o={offset} && "
         f"if [ -f {read} ]; then s=$(wc -c < {read}) && {{ [ $s -ge $o ] || s=$o; }} && "
         f"{{ {cut}; }} && printf '\\036%d\\036' $o && "
         f"{{ [ $s -eq $o ] || tail -c +$((o+1)) {read} | head -c $((s-o)); }}; "
