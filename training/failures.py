@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from training.errors import JobError
+from training.errors import DISK_FULL, SIGNAL, JobError
 from training.memory import cause_of, is_out_of_memory
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -22,7 +22,8 @@ def explain(error: BaseException) -> JobError | None:
     if isinstance(error, JobError):
         return error
     if isinstance(error, (Stopped, KeyboardInterrupt)):
-        return JobError("ops", "The training was stopped by a signal.", "Start the stage again.")
+        sentence = "The training was stopped by a signal."
+        return JobError("ops", sentence, "Start the stage again.", kind=SIGNAL)
     return _explain_system(error, str(error))
 
 
@@ -42,6 +43,7 @@ def _explain_system(error: BaseException, text: str) -> JobError | None:
             "infra",
             f"The disk is full{f' at {where}' if where else ''}.",
             "Free space on the GPU host: old runs, checkpoints, model caches.",
+            kind=DISK_FULL,
         )
     if isinstance(error, ImportError):
         return JobError(

@@ -14,7 +14,7 @@ from training.batches import Step, count_steps, steps
 from training.batching import Batching
 from training.clock import Clock
 from training.device import Device, Exact
-from training.errors import JobError
+from training.errors import DIVERGED, JobError
 from training.masking import Row, Sample
 from training.memory import Memory, cause_of, free, is_out_of_memory
 from training.output_layer import Loss
@@ -209,4 +209,5 @@ def _not_finite(what: str, value: float, step: int, samples: list[Sample]) -> Jo
         f"The {what} is {value} at step {step}, so training stopped there.",
         "Lower learning_rate, or set dtype to float32; and look at the chats of that step.",
         "The step trained on " + ", ".join(sample.chat.where for sample in samples) + ".",
+        DIVERGED,
     )

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 
 from training.device import Device
-from training.errors import JobError
+from training.errors import MODEL_DOWNLOAD, JobError
 from training.settings import Settings
 from training.template import DEFAULT_TEMPLATE
 
@@ -297,4 +297,5 @@ def _not_loaded(settings: Settings, hub: str, error: Exception) -> JobError:
         "Check the name and the host's way to the hub (HF_ENDPOINT, HF_TOKEN, use_modelscope), or"
         " name a folder on the host.",
         cause,
+        MODEL_DOWNLOAD,
     )

@@ -22,7 +22,7 @@ from controller.log_lines import LogLines
 from controller.progress import duration
 from controller.stage_line import StageLine
 from controller.watch import Watch
-from remote_train import issues, live, runs
+from remote_train import failures, issues, live, runs
 from remote_train.errors import TrainError
 
 
@@ -269,12 +269,10 @@ class ActionModule(TrainAction):
         return self._notes + [
             issues.make(
                 "train",
-                f"The connection broke for {cut['seconds']} s while {stage} was followed.",
-                category="infra",
                 severity="warning",
                 stage=stage,
-                action="Nothing to do: the stage went on by itself.",
                 status="handled",
+                **failures.of_cut(stage, cut["seconds"]).as_error(),
             )
             for cut in self._link.cuts
         ]

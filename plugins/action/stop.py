@@ -63,6 +63,11 @@ def _lines(root: str, done: Result, grace: int) -> list[str]:
         if done.get("waited"):
             held.append(f"ended process {done['waited']}, which waited for the next stage")
         return [f"no stage runs in {root}: there is nothing to stop", *held]
+    if done["state"] == "starting":
+        return [
+            f"a start is under way in {root}: would wait for its stage to run, and stop that; it "
+            f"would have {grace} s to end by itself"
+        ]
     if done["state"] == "running":
         return [f"would stop {who}; it would have {grace} s to end by itself"]
     after = duration(done["seconds"])

@@ -9,7 +9,7 @@ description:
   - Asks the training to end (TERM, through its supervisor), waits, and has it killed after O(grace) seconds.
   - Returns when the stage has ended and its record is written. The stage is not done then, and the next run trains it.
   - A process is known by its number, its start time and the boot, so that no other one is ever hit.
-  - It is no error that nothing runs.
+  - A start that is under way is waited for, and its stage ended. It is no error that nothing runs.
 author: the remote-train authors
 attributes:
   check_mode:
@@ -53,7 +53,8 @@ RETURN = r"""
 state:
   description:
     - C(stopped), or C(done) or C(failed) where the stage ended by itself meanwhile.
-    - C(nothing) where nothing runs, C(running) in check mode.
+    - C(nothing) where nothing runs and no start is under way.
+    - In check mode C(running), or C(starting) where a start is under way, which is waited for otherwise.
   type: str
   returned: success
 stage:

@@ -28,7 +28,9 @@ from remote_train.kernel_log import KernelLog, Line
 from remote_train.stage_run import StageRun
 from tests.unit.stage_host import HOUSE, RUN, Host, put
 from tests.unit.test_supervisor import SCRIPT, this_python
+from training import errors, fit, model
 from training.failures import Stopped, explain
+from training.settings import Settings
 
 
 @pytest.fixture
@@ -95,6 +97,74 @@ def test_what_the_training_says_of_itself(category, symptom, cause, kind):
         assert "Restart the machine" in found.action
     if kind == "unknown":
         assert found.cause == "the\nlog"
+
+
+IN_A_WORD = {
+    errors.MODEL_DOWNLOAD: lambda: model._not_loaded(
+        Settings(model_name_or_path="some/model"), "a hub", OSError("no way")
+    ),
+    errors.DIVERGED: lambda: fit._not_finite("loss", float("nan"), 4, []),
+    errors.DISK_FULL: lambda: explain(OSError(errno.ENOSPC, "No space left on device", "/x")),
+    errors.SIGNAL: lambda: explain(Stopped()),
+}
+"""Each error that the training names a kind of."""
+
+
+def test_the_training_and_the_table_have_the_same_names_for_kinds():
+    assert set(IN_A_WORD) == set(errors.KINDS) <= set(KINDS)
+    with pytest.raises(ValueError, match="no such kind of failure: magic"):
+        errors.JobError("ops", "S", "A", kind="magic")
+
+
+@pytest.mark.parametrize("name", errors.KINDS)
+def test_a_kind_that_the_training_names_counts_whatever_its_words_are(name):
+    raised = IN_A_WORD[name]()
+    said = raised.as_dict()
+    assert said["kind"] == name
+    assert said["category"] == KINDS[name].category or name == errors.SIGNAL
+    assert failures.of_error({**said, "symptom": "Ein Satz.", "cause": ""}, []).kind == name
+    # A result of before kinds were named has its words alone.
+    before = {key: value for key, value in said.items() if key != "kind"}
+    assert failures.of_error(before, []).kind == name
+
+
+@pytest.mark.parametrize(
+    ("category", "symptom", "kind"),
+    [
+        ("model_download", "x can't be had, says its README.", "model"),
+        ("training_logic", "KeyError: the loss of it is nan", "unknown"),
+        ("infra", "/disk is full/x may not be written.", "host"),
+        ("ops", "The setting stopped by a signal is none.", "setting"),
+        ("oom", "", "oom"),
+        ("data", "", "data"),
+    ],
+)
+@pytest.mark.parametrize("named", ["", "a kind of a later training"])
+def test_words_mean_nothing_where_kinds_are_named(category, symptom, kind, named):
+    said = {"category": category, "symptom": symptom, "cause": "", "action": "", "kind": named}
+    assert failures.of_error(said, []).kind == kind
+
+
+# What the controller knows
+
+
+def test_a_cut_and_a_host_that_is_gone_are_kinds_of_the_table():
+    cut, gone = failures.of_cut("style", 3.5), failures.of_silence(60, "it goes on", "it attaches")
+    assert (cut.kind, gone.kind) == ("link", "unreachable")
+    for found in (cut, gone):
+        assert KINDS[found.kind].policy == failures.CONTINUE
+        assert found.as_error()["category"] == KINDS[found.kind].category
+    assert "3.5 s while style was followed" in cut.symptom
+    assert gone.action.startswith("It goes on: give the same command again")
+
+
+def test_every_kind_is_given_to_something():
+    """By its name in the code that tells failures apart: none is in the table alone."""
+    folder = HOUSE / "plugins/module_utils/remote_train"
+    files = ("failures.py", "stage_record.py", "stage_run.py")
+    text = "\n".join((folder / file).read_text(encoding="utf-8") for file in files)
+    _, _, below = text.partition("\n_GPU = ")
+    assert [name for name in KINDS if f'"{name}"' not in below] == []
 
 
 # What the system knows
@@ -235,6 +305,9 @@ def test_a_stage_that_is_killed_is_tried_again_by_itself(host):
     assert again["pid"] == first["pid"]
     assert again["token"] == first["token"]
     assert again["kind"] == "signal"
+    # Its pace is that of this attempt alone.
+    assert first["paced_from"]["step"] == again["paced_from"]["step"] == 1
+    assert again["paced_from"]["at"] > first["paced_from"]["at"]
     (host.root / "go_on").touch()
     ended = host.finish()
     assert (ended["state"], ended["attempt"]) == ("done", 2)
@@ -386,6 +459,22 @@ def test_a_command_that_writes_its_log_is_not_silent(host):
         time.sleep(0.05)
     assert True not in seen
     assert host.finish()["state"] == "done"
+
+
+# What others on the host may read
+
+
+def test_the_words_of_a_users_command_are_for_its_user_alone(host):
+    """A token may stand among them; status and log are read over a login of its own."""
+    host.start(stage_command=["sh", "-c", SCRIPT, "a secret"])
+    host.finish()
+    readable = [
+        path.name
+        for path in (host.root / live.FOLDER).iterdir()
+        if path.is_file() and b"a secret" in path.read_bytes() and path.stat().st_mode & 0o077
+    ]
+    assert readable == []
+    assert "a secret" in Path(live.path(str(host.root), "job.json")).read_text()
 
 
 # Checkpoints

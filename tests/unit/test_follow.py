@@ -229,7 +229,7 @@ def test_a_missed_line_without_end_is_no_line(tmp_path):
 
 
 def test_a_status_that_is_not_there_is_an_error_of_the_command(tmp_path):
-    assert poll(str(tmp_path / "none"), str(tmp_path / "log")).returncode != 0
+    assert poll(str(tmp_path / "none/status.json"), str(tmp_path / "log")).returncode != 0
 
 
 statuses = st.dictionaries(st.text(), st.text() | st.integers() | st.none(), max_size=3)

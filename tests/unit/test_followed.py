@@ -33,9 +33,33 @@ def test_what_was_kept_is_read_for_the_same_start_alone(tmp_path):
     # No empty folder is left behind, and none that holds something is removed.
     assert list(tmp_path.iterdir()) == []
     (home / "adapter").mkdir(parents=True)
-    another.keep(STATUS, 12, b"")
-    another.forget("t1")
+    third = followed.Followed(str(home))
+    third.keep(STATUS, 12, b"")
+    third.forget("t1")
     assert list(home.iterdir()) == [home / "adapter"]
+
+
+@pytest.mark.parametrize("there", ["home", "home/training_sync"])
+def test_an_empty_folder_of_the_users_stays(tmp_path, clock, there):
+    """Also where what made the others isn't what sees the end."""
+    (tmp_path / there).mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    record = followed.Followed(str(tmp_path / "home"))
+    record.keep(STATUS, 12, b"")
+    clock[0] += followed.EVERY
+    record.keep(STATUS, 24, b"")
+    assert record.read()["offset"] == 24
+    followed.Followed(str(tmp_path / "home")).forget("t1")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("made", [None, "/", ["/"], [3], {}])
+def test_what_a_damaged_record_names_is_not_removed(tmp_path, made):
+    path = tmp_path / followed.NAME
+    path.parent.mkdir()
+    path.write_text(json.dumps({"token": "t1", "offset": 1, "made": made}))
+    followed.Followed(str(tmp_path)).forget("t1")
+    assert list(tmp_path.rglob("*")) == [path.parent]
 
 
 def test_it_is_written_now_and_then_with_all_lines_since(tmp_path, clock):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.stage_line import StageLine
+from controller.stage_line import WHY, StageLine
+from remote_train import failures
 
 
 def status(beat: float = 1065, **changes: Any) -> dict[str, Any]:
@@ -129,12 +130,17 @@ def test_an_attempt_that_is_not_the_first_is_counted() -> None:
 
 def test_a_pause_before_another_attempt_is_said_once() -> None:
     shown = StageLine("style", attempts=3)
-    waits = status(1065.0, attempt=1, kind="oom", retry_at=1075.0)
+    waits = status(1065.0, attempt=1, kind="disk_full", retry_at=1075.0)
     assert shown.news(status()) is None
-    assert shown.news(waits) == "  style: attempt 2 of 3 in 10 s, since memory ran out"
+    assert shown.news(waits) == "  style: attempt 2 of 3 in 10 s, since the disk is full"
     assert shown.news({**waits, "heartbeat": 1067.0}) is None
     again = {**waits, "attempt": 2, "kind": "a new one", "retry_at": 1100.0}
     assert shown.news(again) == "  style: attempt 3 of 3 in 35 s, since a new one"
+
+
+def test_a_kind_has_a_reason_if_and_only_if_it_is_tried_again() -> None:
+    again = (failures.RETRY, failures.ROOM)
+    assert set(WHY) == {name for name, kind in failures.KINDS.items() if kind.policy in again}
 
 
 @pytest.mark.parametrize(
@@ -171,6 +177,7 @@ facts = ("phase", "step", "steps", "loss", "tokens_per_second", "done", "of", "m
 named = ("heartbeat", "started_at", "attempt", "kind", "retry_at", "gpu", "stopped", "state")
 
 
+@settings(deadline=None)  # a busy machine is no defect
 @given(
     st.lists(
         st.fixed_dictionaries(

@@ -128,6 +128,7 @@ def running(root, **changes: Any):
         "started_at": now - 100,
         "heartbeat": now,
         "progress": {"phase": "train", "step": 10, "steps": 40, "loss": 1.25},
+        "paced_from": {"step": 1, "at": now - 90},
         "boot_id": live.boot_id(),
         **changes,
     }
@@ -142,6 +143,34 @@ def test_a_stage_that_runs(root, wanted):
     assert (style["state"], style["step"], style["steps"], style["loss"]) == ("runs", 10, 40, 1.25)
     assert (style["seconds"], style["eta"], style["silent"]) == (100, 300, 0)
     assert found["all"]["state"] == "not yet"
+
+
+@pytest.mark.parametrize(
+    ("step", "paced_from", "eta"),
+    [
+        pytest.param(910, {"step": 901, "at": -90}, 900, id="resumed, after an hour of others"),
+        pytest.param(500, {"step": 1, "at": -499}, 500, id="from the beginning"),
+        pytest.param(901, {"step": 901, "at": -5}, None, id="one step"),
+        pytest.param(910, {"step": 901, "at": 60}, None, id="the clock was set back"),
+        pytest.param(1000, {"step": 901, "at": -90}, 0, id="the last step"),
+        pytest.param(910, None, None, id="a supervisor that doesn't say"),
+        pytest.param(910, {"step": "x", "at": True}, None, id="no numbers"),
+    ],
+)
+def test_what_is_left_is_reckoned_from_this_attempts_own_steps(root, wanted, step, paced_from, eta):
+    """Its 900 steps of before, loading, pauses and failed attempts have no part in it."""
+    now = time.time()
+    if paced_from and paced_from["at"] is not True:
+        paced_from = {**paced_from, "at": now + paced_from["at"]}
+    progress = {"phase": "train", "step": step, "steps": 1000, "resumed_from": 900}
+    status = running(
+        root, started_at=now - 3600, heartbeat=now, progress=progress, paced_from=paced_from
+    )
+    assert states(wanted, status)["style"]["eta"] == eta
+
+
+def test_nothing_is_left_to_say_while_a_stage_waits_for_its_next_attempt(root, wanted):
+    assert states(wanted, running(root, retry_at=time.time() + 60))["style"]["eta"] is None
 
 
 @pytest.mark.parametrize(

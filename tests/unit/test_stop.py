@@ -6,19 +6,22 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
 
-from remote_train import live, processes, stage_record, stop, stop_request
+from remote_train import handover, launch, live, processes, stage_record, stop, stop_request
 from remote_train.errors import TrainError
-from tests.unit.stage_host import RUN, Host
+from tests.unit.stage_host import RUN, Host, put
+from tests.unit.test_supervisor import this_python
 
 ME = "me@laptop"
 
 
 @pytest.fixture
-def host(tmp_path):
+def host(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.pythons, "probe", lambda *_: this_python())
     made = Host(tmp_path / "a project")
     yield made
     made.close()
@@ -223,6 +226,77 @@ def test_a_check_says_what_would_be_stopped(host):
 def test_nothing_runs_and_nothing_is_made(tmp_path):
     assert stop.stop(str(tmp_path), ME, "c", 1)["state"] == "nothing"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def slow_start(host, monkeypatch):
+    """A start that is held in its fingerprint, as the hashing of a base model may hold it."""
+    held, go_on = threading.Event(), threading.Event()
+    real = launch.fingerprint.base_model
+
+    def slow(*given):
+        held.set()
+        assert go_on.wait(30)
+        return real(*given)
+
+    monkeypatch.setattr(launch.fingerprint, "base_model", slow)
+    script = {"stage_command": ["sh", "-c", SCRIPT]}
+    starts = threading.Thread(target=host.start, kwargs=script)
+    starts.start()
+    assert held.wait(30)
+    yield go_on
+    go_on.set()
+    starts.join()
+
+
+def test_a_check_says_that_a_start_is_under_way(host, slow_start):
+    assert stopped(host, check=True)["state"] == "starting"
+
+
+def test_a_stop_during_a_start_waits_for_it_and_stops_its_stage(host, slow_start):
+    answers = []
+    stops = threading.Thread(target=lambda: answers.append(stopped(host)))
+    stops.start()
+    stops.join(1.0)
+    assert answers == []
+    slow_start.set()
+    stops.join(30)
+    assert (answers[0]["state"], answers[0]["stage"]) == ("stopped", "style")
+    assert_recorded(host, killed=False)
+
+
+def test_a_start_that_never_ends_is_no_end_of_a_stage(host, monkeypatch, slow_start):
+    monkeypatch.setattr(stop, "START_WITHIN", 0.3)
+    with pytest.raises(TrainError, match=r"A start is under way .* nothing was stopped"):
+        stopped(host)
+
+
+def test_a_start_of_another_user_is_said(tmp_path, monkeypatch):
+    put(tmp_path, {f"{live.FOLDER}/start.lock": b""})
+
+    def refuse(_root, wait=True):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(live, "starting", refuse)
+    with pytest.raises(TrainError, match=r"start.lock is another user's"):
+        stop.stop(str(tmp_path), ME, "c", 1)
+
+
+def test_a_supervisor_that_waits_and_does_not_end_is_no_success(host, monkeypatch):
+    """A worker with the GPU is not the same as none."""
+    monkeypatch.setattr(handover, "ENDED_WITHIN", 0.3)
+    host.trained()
+    facts = handover.waiting(str(host.root))
+    os.kill(facts["pid"], signal.SIGSTOP)
+    try:
+        with pytest.raises(
+            TrainError, match=rf"process {facts['pid']}\) .* holds the GPU"
+        ) as error:
+            stopped(host)
+        assert error.value.category == "infra"
+    finally:
+        os.kill(facts["pid"], signal.SIGCONT)
+    host.until(lambda: handover.waiting(str(host.root)) is None)
 
 
 def test_what_it_leaves_running_is_named(host, monkeypatch):

@@ -121,7 +121,14 @@ def of_error(error: Mapping[str, Any], log_tail: list[str]) -> Failure:
         category = "ops"
     symptom = str(error.get("symptom") or "The training failed.")
     cause, action = str(error.get("cause") or ""), str(error.get("action") or "")
-    kind = _kind_of(category, symptom, f"{symptom}\n{cause}")
+    text = f"{symptom}\n{cause}"
+    if is_of_the_gpu(text):
+        kind = "gpu"
+    elif "kind" in error:
+        named = str(error["kind"])
+        kind = named if named in KINDS else _BY_CATEGORY.get(category, "setting")
+    else:
+        kind = _kind_by_words(category, symptom, text)
     if kind == "gpu":
         return Failure(kind, symptom, cause, GPU_HINT)
     if kind == "unknown":
@@ -129,24 +136,56 @@ def of_error(error: Mapping[str, Any], log_tail: list[str]) -> Failure:
     return Failure(kind, symptom, cause, action, category)
 
 
-def _kind_of(category: str, symptom: str, text: str) -> str:
-    if is_of_the_gpu(text):
-        return "gpu"
-    if category in ("oom", "data"):
-        return category
-    if category == "model_download":
-        return category if _FROM_A_HUB.search(symptom) else "model"
-    if category == "training_logic":
-        return "diverged" if _DIVERGED.search(symptom) else "unknown"
-    if category == "infra":
-        return "disk_full" if _DISK_FULL.search(text) else "host"
+_BY_CATEGORY = {
+    "oom": "oom",
+    "data": "data",
+    "model_download": "model",
+    "training_logic": "unknown",
+    "infra": "host",
+}
+"""The kind of an error that names none; what would be so again is not tried again."""
+
+
+def _kind_by_words(category: str, symptom: str, text: str) -> str:
+    """The kind of an error in a result of before kinds were named."""
+    if category == "model_download" and _FROM_A_HUB.search(symptom):
+        return "model_download"
+    if category == "training_logic" and _DIVERGED.search(symptom):
+        return "diverged"
+    if category == "infra" and _DISK_FULL.search(text):
+        return "disk_full"
     # Somebody has killed it by a signal that it could answer; not the one who stops a stage.
-    return "signal" if "stopped by a signal" in symptom else "setting"
+    if category == "ops" and "stopped by a signal" in symptom:
+        return "signal"
+    return _BY_CATEGORY.get(category, "setting")
 
 
 def is_of_the_gpu(text: str) -> bool:
     """Whether an error's text is one of a GPU that fails, and not of a program that errs."""
     return bool(_GPU.search(text)) and not _PROGRAM.search(text)
+
+
+def of_cut(stage: str, seconds: float) -> Failure:
+    """A connection that broke for some seconds while a stage was followed."""
+    return Failure(
+        "link",
+        f"The connection broke for {seconds} s while {stage} was followed.",
+        action="Nothing to do: the stage went on by itself.",
+    )
+
+
+def of_silence(seconds: float, stays: str, again: str) -> Failure:
+    """A host that could not be reached again.
+
+    :param stays: the half of a sentence that says what that doesn't undo.
+    :param again: what the same command does, when the host is back.
+    """
+    return Failure(
+        "unreachable",
+        f"The host could not be reached again in {seconds:.0f} s.",
+        action=f"{stays.capitalize()}: give the same command again when the host can be reached, "
+        f"and {again}.",
+    )
 
 
 class Witness:

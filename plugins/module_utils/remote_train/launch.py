@@ -93,8 +93,9 @@ def _start(
         # What another stage has left there is not taken for this one's, whoever is killed when.
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(job["result"])
-        write_json(live.path(root, "training.json"), job["training"])
-        write_json(live.path(root, "job.json"), job)
+        # The words of a command of the user's own are nobody else's to read.
+        write_json(live.path(root, "training.json"), job["training"], 0o600)
+        write_json(live.path(root, "job.json"), job, 0o600)
         write_json(live.path(root, "status.json"), {})
         order = {"token": token, "environment": {**environment, **_names_for_command(job)}}
         status = _hand_over(root, job["engine"], order) or _begin(root, job["engine"], order)

@@ -113,7 +113,8 @@ class StageRun:
         :param status: what that supervisor said last.
         """
         self.status = {**status, **live.identity(os.getpid())}
-        self.status.pop("retry_at", None)
+        for name in ("retry_at", "paced_from"):  # no progress comes from it any more
+            self.status.pop(name, None)
         self.status.setdefault("attempt", 1)
         # None comes from it any more, and what it said last is no longer so.
         self.status["progress"] = {}
@@ -304,6 +305,10 @@ class StageRun:
                 continue
             if isinstance(facts, dict) and not running.heard(facts):
                 self.status["progress"] = facts
+                if facts.get("phase") == "train" and "step" in facts:
+                    # From here on its pace is known: see stage_states.
+                    first = {"step": facts["step"], "at": time.time()}
+                    self.status.setdefault("paced_from", first)
         self._sign = time.monotonic()
 
     def _ask_to_end(self, running: Running) -> None:
@@ -433,7 +438,7 @@ class StageRun:
 
         With ``force``, the training goes on from checkpoints of its own run alone.
         """
-        for name in ("retry_at", "silent_for"):
+        for name in ("retry_at", "silent_for", "paced_from"):
             self.status.pop(name, None)
         self.status["progress"] = {}
 

@@ -64,11 +64,10 @@ def _running(status: Mapping[str, Any], now: float) -> dict[str, Any]:
     step, steps = (_number(progress.get(name)) for name in names)
     beat = _number(status.get("heartbeat")) or now
     seconds = max(0.0, beat - (_number(status.get("started_at")) or beat))
-    # What a resumed training had done before has cost nothing of this time.
     retry_at = _number(status.get("retry_at"))
     eta = None
-    if phase == "train" and step and steps and steps >= step:
-        eta = round(seconds * (steps - step) / step)
+    if phase == "train" and step and steps and steps >= step and retry_at is None:
+        eta = _remaining(status.get("paced_from"), beat, step, steps)
     return {
         "state": RUNS,
         "reason": "",
@@ -87,6 +86,22 @@ def _running(status: Mapping[str, Any], now: float) -> dict[str, Any]:
         "kind": status.get("kind"),
         "retry_in": None if retry_at is None else round(max(0.0, retry_at - now)),
     }
+
+
+def _remaining(paced_from: Any, beat: float, step: float, steps: float) -> float | None:
+    """Seconds that the steps still take, at the pace of those that this attempt has made.
+
+    Loading the model, pauses, attempts that failed and what a resumed training had done before
+    have no part in it.
+
+    :param paced_from: the ``step`` that this attempt was seen to end first, and when (``at``).
+    """
+    known = paced_from if isinstance(paced_from, Mapping) else {}
+    first, at = _number(known.get("step")), _number(known.get("at"))
+    if first is None or at is None or step <= first or beat < at:
+        return None
+    left: float = (beat - at) * (steps - step) / (step - first)
+    return round(left)
 
 
 def _number(value: Any) -> Any:

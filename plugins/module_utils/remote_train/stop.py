@@ -10,9 +10,11 @@ record is never touched.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from . import handover, live, stage_record, stop_request
@@ -28,6 +30,12 @@ KILLED_WITHIN = 5.0
 SAID_WITHIN = 60.0
 """Seconds from the training's end in which its supervisor must have said how it ended."""
 
+START_WITHIN = 900.0
+"""Seconds that a start which is under way is waited for: a base model may be hashed in it."""
+
+LOOK_AGAIN = 0.2
+"""Seconds between two looks whether it has ended."""
+
 
 def stop(root: str, by: str, call: str, grace: float, check: bool = False) -> dict[str, Any]:
     """End the stage that runs in ``root``, and wait until it has ended.
@@ -36,7 +44,8 @@ def stop(root: str, by: str, call: str, grace: float, check: bool = False) -> di
     :param call: what names this call: made again after its answer was lost, it finds its end.
     :param grace: seconds that the training has to end by itself; then it is killed.
     :param check: only say what would be ended.
-    :returns: ``state`` (``nothing`` where nothing runs, ``running`` with ``check``, else
+    :returns: ``state`` (``nothing`` where nothing runs; with ``check`` ``running``, or
+        ``starting`` where a start is under way, which is waited for without it; else
         ``stopped``, or ``done`` or ``failed`` where the stage ended by itself meanwhile),
         ``stage``, ``run``, ``pid`` (of the supervisor), ``log``, ``killed``, ``seconds`` and
         ``left``, the processes that the stage has left behind; and ``waited``, the process number
@@ -47,8 +56,9 @@ def stop(root: str, by: str, call: str, grace: float, check: bool = False) -> di
     began = time.monotonic()
     status = live.running(root)
     if status is None:
-        waited = None if check else _end_waiting(root)
-        return {**_ended_before(root, call), "waited": waited}
+        status, answer = _after_a_start(root, call, check)
+        if status is None:
+            return answer
     if status.get("state") != "running":
         return {**_answer("nothing", {}), "left": list(status.get("left") or [])}
     if check:
@@ -125,13 +135,68 @@ def _answer(state: str, status: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _after_a_start(
+    root: str, call: str, check: bool
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Nothing runs as yet: what a start that is under way has started, else None and the answer.
+
+    A start may take minutes before its stage runs, so that nothing runs is known only while
+    every start is held back. Nothing is made where nothing was ever started.
+    """
+    deadline = time.monotonic() + START_WITHIN
+    while os.path.exists(live.path(root, "start.lock")):
+        with _no_start(root) as free:
+            if free:
+                status = live.running(root)
+                waited = None if check or status is not None else _end_waiting(root)
+                return status, {**_ended_before(root, call), "waited": waited}
+        if check:
+            return None, _answer("starting", {})
+        if time.monotonic() > deadline:
+            raise TrainError(
+                f"A start is under way in {root} for over {START_WITHIN:.0f} s, and no stage "
+                "runs yet: nothing was stopped.",
+                f"Give the same command again; see what holds {live.path(root, 'start.lock')}.",
+                "infra",
+            )
+        time.sleep(LOOK_AGAIN)
+    return None, _ended_before(root, call)
+
+
+@contextlib.contextmanager
+def _no_start(root: str) -> Iterator[bool]:
+    """Hold back every start, if none is under way; whether that is so."""
+    with contextlib.ExitStack() as stack:
+        try:
+            free = stack.enter_context(live.starting(root, wait=False))
+        except PermissionError as error:
+            raise TrainError(
+                f"{live.path(root, 'start.lock')} is another user's: whether a start is under way "
+                "can't be seen, and nothing was stopped.",
+                "Log in as the user that has started it.",
+            ) from error
+        yield free
+
+
 def _end_waiting(root: str) -> int | None:
-    """End a supervisor that waits for the next stage; its number, None where there is none."""
+    """End a supervisor that waits for the next stage; its number, None where there is none.
+
+    The caller holds back every start.
+
+    :raises TrainError: where it doesn't end: then its worker still has the GPU.
+    """
     facts = handover.waiting(root)
     if facts is None:
         return None
-    with live.starting(root):
-        return facts.get("pid") if not live.is_held(root) and handover.end(root) else None
+    if not handover.end(root):
+        raise TrainError(
+            f"No stage runs in {root}, and the supervisor that waits there for the next one "
+            f"(process {facts.get('pid')}) was asked to end and doesn't: its worker holds the GPU.",
+            f"End it on the host: it holds {live.path(root, handover.LOCK)}.",
+            "infra",
+        )
+    pid = facts.get("pid")
+    return pid if isinstance(pid, int) else None
 
 
 def _state(status: Mapping[str, Any]) -> str:

@@ -113,6 +113,9 @@ def watch_command(
 def _answer(status: str, log: str, newest: bool) -> str:
     """The part of a command that prints status and log bytes from ``$o`` on; sets ``s``."""
     shown, read = shlex.quote(status), shlex.quote(log)
+    # What has come in its place, its supervisor replaces; no folder, no supervisor.
+    folder = shlex.quote(os.path.dirname(status))
+    said = f"cat {shown} || {{ [ -d {folder} ] && printf 'no status'; }}"
     # Bytes from o up to s.
     cut = (
         f"[ $((s-o)) -le {NEWEST} ] || o=$((s-{NEWEST}))"
@@ -120,7 +123,7 @@ def _answer(status: str, log: str, newest: bool) -> str:
         else f"[ $((s-o)) -le {LOG_CHUNK} ] || s=$((o+{LOG_CHUNK}))"
     )
     return (
-        f"printf '\\035' && cat {shown} && s=$o && "
+        f"printf '\\035' && {{ {said}; }} && s=$o && "
         f"if [ -f {read} ]; then s=$(wc -c < {read}) && {{ [ $s -ge $o ] || s=$o; }} && "
         f"{{ {cut}; }}; fi && printf '\\036%d\\036%d\\036' $o $((s-o)) && "
         f"{{ [ $s -eq $o ] || tail -c +$((o+1)) {read} | head -c $((s-o)); }}"

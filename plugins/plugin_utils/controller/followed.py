@@ -60,14 +60,30 @@ class Followed:
             "last_lines": lines,
         }
         with contextlib.suppress(OSError, ValueError):
-            write_json(self._path, record)
+            made = _missing_above(self._path) or self.read().get("made") or []
+            write_json(self._path, {**record, "made": made})
         self._written = time.monotonic()
 
     def forget(self, token: Any) -> None:
         """Remove it: the stage's end has been seen."""
-        if self.read(token=token):
+        seen = self.read(token=token)
+        if seen:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
-                # Its folder and the home may hold nothing else, where nothing is collected.
-                os.rmdir(os.path.dirname(self._path))
-                os.rmdir(os.path.dirname(os.path.dirname(self._path)))
+                # What was made for it alone goes with it, where nothing is collected; an empty
+                # folder that was there before is its owner's.
+                made = seen.get("made")
+                folder = os.path.dirname(self._path)
+                while isinstance(made, list) and folder in made:
+                    os.rmdir(folder)
+                    folder = os.path.dirname(folder)
+
+
+def _missing_above(path: str) -> list[str]:
+    """The folders above a file that aren't there yet, innermost first."""
+    found = []
+    folder = os.path.dirname(path)
+    while not os.path.lexists(folder):
+        found.append(folder)
+        folder = os.path.dirname(folder)
+    return found

@@ -9,6 +9,8 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 
+from remote_train import failures
+
 from .action import GaveUpError
 from .progress import duration
 
@@ -89,11 +91,9 @@ class Link:
                     broken_since = now
                     self._say(f"  The connection broke; {self._stays}. Reconnecting.")
                 if now - broken_since > self._patience:
+                    found = failures.of_silence(self._patience, self._stays, self._again)
                     raise GaveUpError(
-                        f"The host could not be reached again in {self._patience:.0f} s.",
-                        f"{self._stays.capitalize()}: give the same command again when the host "
-                        f"can be reached, and {self._again}.",
-                        "infra",
+                        found.symptom, found.action, found.as_error()["category"]
                     ) from error
                 time.sleep(pause)
                 pause = min(pause * 1.6, 30.0)

@@ -15,15 +15,10 @@ WINDOW = 30
 """How many of the last steps that were seen the remaining time is reckoned from."""
 
 WHY = {
-    "link": "the network failed",
-    "gpu": "the GPU failed",
-    "oom": "memory ran out",
+    "killed_for_memory": "the system killed it for memory",
     "disk_full": "the disk is full",
     "model_download": "the base model could not be had",
     "signal": "it was killed",
-    "diverged": "the loss was not finite",
-    "data": "of its data",
-    "unknown": "it failed",
 }
 """Why a stage is tried again, by the kind of its failure."""
 

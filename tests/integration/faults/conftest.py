@@ -110,9 +110,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         return
     name = name.removesuffix("]")
     before, seconds = _RESULTS.get(name, ("", 0.0))
-    said = "skipped" if report.skipped and not hasattr(report, "wasxfail") else report.outcome
-    if hasattr(report, "wasxfail"):
-        said = "pending" if report.skipped else "passed (was pending)"
+    said: str = report.outcome
     if report.when != "call" and said == "passed":
         said = before
     _RESULTS[name] = (before if before == "failed" else said, seconds + report.duration)
@@ -142,5 +140,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         terminalreporter.write_line("  ".join(cells).rstrip())
-    passed = sum(result.startswith("passed") for result, _ in _RESULTS.values())
-    terminalreporter.write_line(f"{passed} of {len(_RESULTS)} faults ended in the right state")
+    terminalreporter.write_line(_summary())
+
+
+def _summary() -> str:
+    """The table's last line: nobody takes a fault that was skipped for one that passed."""
+    results = [result for result, _ in _RESULTS.values()]
+    parts = [f"{results.count('passed')} of {len(results)} faults ended in the right state"]
+    for result in ("failed", "skipped"):
+        names = [name for name, (said, _) in _RESULTS.items() if said == result]
+        if names:
+            parts.append(f"{len(names)} {result}: {', '.join(names)}")
+    return "; ".join(parts)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from controller.follow import POLL_SECONDS
 from remote_train import live
+from tests.integration.faults import processes
 from tests.integration.faults.lab import Lab
 from tests.integration.faults.rows import Scenario
+from tests.integration.faults.waits import until
 from tests.integration.sites import finish
 
 
@@ -112,8 +117,16 @@ def status_while_running(damage: str) -> Scenario:
         site = lab.stub()
         hold = site.hold("style")
         process = lab.start(site)
-        lab.training(site)
-        DAMAGES[damage](Path(live.path(str(site.root), "status.json")))
+        supervisor = lab.training(site)["pid"]
+        # It would write it again within two seconds: whoever follows is to meet the damage.
+        processes.kill(supervisor, number=signal.SIGSTOP)
+        try:
+            DAMAGES[damage](Path(live.path(str(site.root), "status.json")))
+            time.sleep(4 * POLL_SECONDS[1])
+            assert process.poll() is None, finish(process).output
+        finally:
+            processes.kill(supervisor, number=signal.SIGCONT)
+        until(lambda: lab.status(site).get("pid") == supervisor, "the status, written again")
         hold.unlink()
         outcome = finish(process)
         assert outcome.status == 0, outcome.output

@@ -26,5 +26,3 @@ class Fault:
     """Whether ``make test`` has it as well."""
     root: bool = False
     """Whether it needs root's rights; skipped without."""
-    pending: str = ""
-    """What it waits for, as long as it may fail."""

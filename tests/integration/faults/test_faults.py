@@ -25,8 +25,6 @@ def _row(fault: Fault) -> Any:
         marks.append(pytest.mark.whole)
     if fault.root:
         marks.append(pytest.mark.skipif(os.geteuid() != 0, reason="it takes root"))
-    if fault.pending:
-        marks.append(pytest.mark.xfail(strict=False, reason=fault.pending))
     return pytest.param(fault, id=fault.name, marks=marks)
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from controller.follow import SILENT_AFTER
+from remote_train import live
 from tests.integration.faults import processes
 from tests.integration.faults.direct import Project
 from tests.integration.faults.files import DAMAGES
@@ -144,7 +148,9 @@ def while_evaluating(lab: Lab) -> None:
 
 
 def through_the_playbook(name: str, said: str) -> Scenario:
-    """The same to the stage of a real run: this run or the next one ends in the same bytes.
+    """The same to the stage of a real run, which ends in the same bytes.
+
+    It is tried again by itself: the first command ends well.
 
     :param said: what an issue says of it.
     """
@@ -153,11 +159,18 @@ def through_the_playbook(name: str, said: str) -> Scenario:
         site = lab.real({"id": "end", "step": 8, "do": name})
         outcome = site.run()
         assert lab.happened(site, "end"), outcome.output
+        assert outcome.status == 0, outcome.output
+        assert _record(site)["attempts"] == 2
         lab.settle(site, trained=None, adapter=lab.right())
         lab.issue(site, said)
         assert _resumed(lab, site) >= 3, "it began again at the first step"
 
     return act
+
+
+def _record(site: Site) -> dict[str, Any]:
+    """What the newest run on the host says of the stage."""
+    return live.read_json(str(site.runs()[-1] / "stage_style.json"))
 
 
 def _resumed(lab: Lab, site: Site) -> int:
@@ -166,7 +179,8 @@ def _resumed(lab: Lab, site: Site) -> int:
 
 
 def supervisor_killed(lab: Lab) -> None:
-    """The supervisor is killed, its training lives: that ends, and its marker is written."""
+    """The supervisor is killed, its command lives: another one follows that to its end, and since
+    nobody can tell how a command of the user's ended then, it is run once more."""
     site = lab.stub()
     hold = site.hold("style")
     process = lab.start(site)
@@ -176,11 +190,12 @@ def supervisor_killed(lab: Lab) -> None:
     until(lambda: not processes.lives(status["pid"]), "its end")
     assert processes.lives(status["child"]["pid"])
     second = lab.start(site)
-    time.sleep(2)
+    until(lambda: lab.status(site)["pid"] != status["pid"], "another supervisor")
+    assert lab.status(site)["child"] == status["child"]
+    assert len(site.trained()) == 1
     hold.unlink()
     finish(second)
-    lab.settle(site, trained=None)
-    assert len(site.trained()) <= 2
+    lab.settle(site, trained=2)
 
 
 def supervisor_killed_real(lab: Lab) -> None:
@@ -243,6 +258,100 @@ def hung_training(lab: Lab) -> None:
     outcome = finish(process)
     assert outcome.status == 0, outcome.output
     lab.settle(site)
+
+
+def hung_real(lab: Lab) -> None:
+    """The real training hangs for over a minute: it is followed all the while, playbooks/stop.yml
+    kills it after the grace time, and later it resumes."""
+    site = lab.real(stop_grace=2)
+    hold = lab.held_at(site)
+    lab.faults(site, {"id": "hold", "step": 8, "do": "hold", "path": str(hold)})
+    process = lab.start(site)
+    until(lambda: lab.happened(site, "hold"), "step 8")
+    child = lab.running(site)["child"]["pid"]
+    processes.kill(child, number=signal.SIGSTOP)
+    time.sleep(SILENT_AFTER + 10)
+    assert process.poll() is None, finish(process).output
+    assert lab.status(site)["state"] == "running"
+    stopped = site.run(playbook="playbooks/stop.yml")
+    assert stopped.status == 0, stopped.output
+    assert finish(process).status == 2
+    assert lab.status(site)["stopped"]["killed"]
+    assert not processes.lives(child)
+    hold.unlink()
+    lab.settle(site, trained=None, adapter=lab.right())
+    assert _resumed(lab, site) == 6
+
+
+_KILLS = """
+import os, signal
+unlink = os.unlink
+def removed(path, **options):
+    if str(path).endswith("live/result.json"):
+        try:
+            os.close(os.open({done!r}, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            pass
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return unlink(path, **options)
+os.unlink = removed
+"""
+
+
+def with_the_result_of_before(lab: Lab) -> None:
+    """Killed as the result of the training before is to be removed: it isn't taken for the new
+    one's, which has another seed and so other bytes."""
+    site = lab.real()
+    outcome = site.run()
+    assert outcome.status == 0, outcome.output
+    (site.sync / "live/result.json").stat()
+    place, done = lab.folder / "hook", lab.folder / "killed"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(_KILLS.format(done=str(done)), encoding="ascii")
+    python = place / "python"
+    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={place}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    again = ("-e", "seed=43", "-e", f"ansible_python_interpreter={python}")
+    site.run(*again)
+    assert done.exists(), "nothing was killed"
+    last = site.run(*again)
+    assert last.status == 0, last.output
+    marker = lab.marker(site)
+    assert marker["inputs"]["settings"]["seed"] == 43
+    assert site.adapter("style").read_bytes() != lab.right(), "the bytes of the training before"
+
+
+def stopped_while_starting(lab: Lab) -> None:
+    """playbooks/stop.yml while a start is under way: it waits for that, and stops its stage."""
+    site = lab.trained()
+    site.adapter("style").write_bytes(b"damaged")
+    site.hold("style")
+    lock = Path(live.path(str(site.root), "start.lock"))
+
+    def start_waits() -> bool:
+        inode = f":{lock.stat().st_ino} "
+        return any("->" in line and inode in line for line in _locks())
+
+    with live.starting(str(site.root)):
+        process = lab.start(site)
+        until(start_waits, "a start that is under way")
+        would = site.run("--check", playbook="playbooks/stop.yml")
+        assert "a start is under way" in would.output, would.output
+        stopping = lab.start(site, playbook="playbooks/stop.yml")
+        time.sleep(5)
+        assert stopping.poll() is None, finish(stopping).output
+    stopped = finish(stopping)
+    assert stopped.status == 0, stopped.output
+    assert "nothing to stop" not in stopped.output
+    assert finish(process).status == 2
+    assert lab.status(site)["stopped"], stopped.output
+    (site.folder / "hold.style").unlink()
+    lab.settle(site, trained=None)
+
+
+def _locks() -> list[str]:
+    return Path("/proc/locks").read_text(encoding="ascii").splitlines()
 
 
 def fails_by_itself(lab: Lab) -> None:
