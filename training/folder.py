@@ -19,7 +19,7 @@ def open_partial(job: Job) -> Path:
     if job.mode == "evaluate":
         shutil.copytree(job.adapter, job.partial)
     else:
-        make(job.partial)
+        job.partial.mkdir(parents=True)
     return job.partial
 
 

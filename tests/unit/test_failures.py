@@ -28,7 +28,7 @@ from remote_train.kernel_log import KernelLog, Line
 from remote_train.stage_run import StageRun
 from tests.unit.stage_host import HOUSE, RUN, Host, put
 from tests.unit.test_supervisor import SCRIPT, this_python
-from training import errors, fit, model
+from training import errors, loop, model
 from training.failures import Stopped, explain
 from training.settings import Settings
 
@@ -103,7 +103,7 @@ IN_A_WORD = {
     errors.MODEL_DOWNLOAD: lambda: model._not_loaded(
         Settings(model_name_or_path="some/model"), "a hub", OSError("no way")
     ),
-    errors.DIVERGED: lambda: fit._not_finite("loss", float("nan"), 4, []),
+    errors.DIVERGED: lambda: loop._not_finite("loss", float("nan"), 4, []),
     errors.DISK_FULL: lambda: explain(OSError(errno.ENOSPC, "No space left on device", "/x")),
     errors.SIGNAL: lambda: explain(Stopped()),
 }

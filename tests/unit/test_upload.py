@@ -65,7 +65,7 @@ class Sender:
     def __init__(self, incoming, patience=60.0):
         self.shell = Shell()
         self.said = []
-        self.link = Link(lambda _line: "", self.shell.reset, patience, self.said.append, "x", "y")
+        self.link = Link(lambda _line: "", self.shell, patience, self.said.append, "x", "y")
         self.upload = Upload(self.shell.run, self.link, str(incoming))
         self.meter = None
 

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.training
 
 FOLDER = "outputs/training_sync/checkpoints/style"
 STEPS = 15
+NEW = 3
+"""Calls of fsync before those of the first one: for the folders above it, which are new."""
 CALLS = 9
 """Calls of fsync and replace that a checkpoint makes: its files, its folder, two for the move."""
 FILES = (
@@ -139,7 +141,7 @@ def test_what_memory_suffices_for_is_known_afterwards(
 ) -> None:
     """A training that has come down to smaller parts goes on with them."""
     whole = left_alone(trainings, job, tmp_path / "alone", {"oom_at": [1, 2]})
-    trainings.finish(job, tmp_path / "run", {"oom_at": [1, 2], "kill_at": 1 + 2 * CALLS})
+    trainings.finish(job, tmp_path / "run", {"oom_at": [1, 2], "kill_at": NEW + 1 + 2 * CALLS})
     again = trainings.finish(job, tmp_path / "run")
     same(again, whole)
     assert again.result["resumed_from"] == 4
@@ -185,7 +187,7 @@ def test_killed_while_a_checkpoint_is_written(
     half: bool,
 ) -> None:
     """In the second one; of which there is nothing until it is moved into place."""
-    run = trainings.finish(job, tmp_path / "run", {"kill_at": CALLS + call, "half": half})
+    run = trainings.finish(job, tmp_path / "run", {"kill_at": NEW + CALLS + call, "half": half})
     assert run.status == -signal.SIGKILL
     whole = [name for name in run.checkpoints if not name.startswith(".")]
     assert whole == ["step_00000002", "step_00000004"][: 2 if call == CALLS else 1]
@@ -270,7 +272,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     damage: Callable[[Path], None],
 ) -> None:
     """Whichever file of it is; the training itself is started for one of them."""
-    trainings.finish(job, tmp_path / "run", {"kill_at": 1 + 3 * CALLS})
+    trainings.finish(job, tmp_path / "run", {"kill_at": NEW + 1 + 3 * CALLS})
     folder = Path(job["project_root"]) / FOLDER
     whole = folder / "step_00000006"
     assert read(whole).state.step == 6
@@ -327,7 +329,7 @@ def test_a_folder_that_can_not_be_is_said_and_ends_nothing(
 def test_a_disk_that_is_full_while_a_checkpoint_is_written(
     trainings: Trainings, job: dict[str, Any], undisturbed: Run, tmp_path: Path, call: int
 ) -> None:
-    run = trainings.finish(job, tmp_path / "run", {"no_space_at": [CALLS + call]})
+    run = trainings.finish(job, tmp_path / "run", {"no_space_at": [NEW + CALLS + call]})
     same(run, undisturbed)
     (warning,) = run.result["warnings"]
     assert warning["symptom"] == (
@@ -358,7 +360,7 @@ def test_a_checkpoint_of_other_inputs_is_passed_over(
 ) -> None:
     if change == change_rate:
         job["provenance"] = {}  # a job made by hand
-    trainings.finish(job, tmp_path / "run", {"kill_at": 1 + 2 * CALLS})
+    trainings.finish(job, tmp_path / "run", {"kill_at": NEW + 1 + 2 * CALLS})
     change(job)
     run = trainings.finish(job, tmp_path / "run")
     assert run.status == 0
@@ -373,7 +375,7 @@ def test_a_checkpoint_of_other_inputs_is_passed_over(
 def test_fresh_goes_on_from_none_but_its_own(
     trainings: Trainings, job: dict[str, Any], undisturbed: Run, tmp_path: Path
 ) -> None:
-    trainings.finish(job, tmp_path / "run", {"kill_at": 1 + 2 * CALLS})
+    trainings.finish(job, tmp_path / "run", {"kill_at": NEW + 1 + 2 * CALLS})
     forced = {**with_checkpoints(job, fresh=True), "run": "run_20260210T000000Z"}
     run = trainings.finish(forced, tmp_path / "run", {"kill_at": 1 + 4 * CALLS})
     assert "passed over: this run trains anew" in run.log
@@ -386,7 +388,7 @@ def test_fresh_goes_on_from_none_but_its_own(
 def test_another_base_to_compute_on_is_said(
     trainings: Trainings, job: dict[str, Any], tmp_path: Path
 ) -> None:
-    trainings.finish(job, tmp_path / "run", {"kill_at": 1 + CALLS})
+    trainings.finish(job, tmp_path / "run", {"kill_at": NEW + 1 + CALLS})
     folder = Path(job["project_root"]) / FOLDER / "step_00000002"
     state = json.loads((folder / "state.json").read_text())
     state.update(device="cuda: another", threads=9)

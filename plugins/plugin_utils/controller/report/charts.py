@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from xml.etree import ElementTree
 
@@ -67,8 +68,10 @@ def ticks(
 
     :param tight: end where the range ends, and not at the next mark.
     """
-    # Marks need room between them, which equal or nearly equal ends don't have.
-    span = high - low if high - low > 1e-9 * abs(low) else abs(high) or 1.0
+    # Marks need room between them, which equal or nearly equal ends don't have, nor have those
+    # that are next to nothing: a float has no power of ten for them.
+    span = high - low if high - low > 1e-9 * abs(low) else abs(high)
+    span = span if span > sys.float_info.min * most * 10 else 1.0
     raw = span / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(one * power for one in (1, 2, 5, 10) if one * power >= raw * (1 - 1e-9))
