@@ -58,6 +58,7 @@ SPECIAL = {
     "hf_home": "/huggingface/{}",
     "modelscope_cache": "~/modelscope/{}",
     "log_stage": "mine",
+    "pinned_runs": ["run_20260209T093000Z"],
     "provision_index_url": "https://mirror-{}.example/simple",
     "code_sync_mode": "bundle",  # git and a bundle exclude each other
 }
