@@ -137,6 +137,8 @@ def _ours(base: str, folder: Path) -> dict[str, Any]:
         "assume_yes": True,
         # Its checks are part of what a run takes. There is no GPU here: it says so and goes on.
         "gpu_gate": "warn",
+        # The plain script doesn't ask the base model either.
+        "score_base": False,
     }
     with tempfile.TemporaryDirectory(prefix="rt-") as control:
         server = sshd_host.start(folder / "ssh")
