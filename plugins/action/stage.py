@@ -25,6 +25,9 @@ from controller.watch import Watch
 from remote_train import failures, issues, live, runs
 from remote_train.errors import TrainError
 
+ENDS_TOO = "This command ends too: give it again to train on."
+"""The hint of whoever follows, or waits for, a stage that a person has stopped."""
+
 
 class ActionModule(TrainAction):
     """``stage:`` with the request and a stage's name; or ``attach: true`` for whatever runs."""
@@ -55,7 +58,7 @@ class ActionModule(TrainAction):
         if self.check:
             return {"changed": True, "stage": name, "state": "would run"}
         try:
-            return self._train(name, task_vars)
+            return self._missed_failure(name) or self._train(name, task_vars)
         except TrainError as error:
             return {
                 **failed(error),
@@ -82,6 +85,31 @@ class ActionModule(TrainAction):
             followed = self._follow(started["status"])
             if followed is not None:
                 return followed
+
+    def _missed_failure(self, name: str) -> Result | None:
+        """How a stage failed that was followed from here, with nobody there at its end.
+
+        Its cause is said once before it is trained again. After a change to the project it isn't
+        waited for, nor after a stop: who gives the command then wants the stage trained on.
+        """
+        seen = self._followed.read(stage=name, run=self.argument("run"))
+        if not seen or self.argument("sends", False):
+            return None
+        log = os.path.join(self._root, str(seen.get("log")))
+        asks = follow.poll_command(live.path(self._root, "status.json"), log, 0, newest=True)
+        try:
+            status = follow.parse_answer(self._link.command(asks)).status
+        except ValueError:
+            return None
+        same = status.get("token") == seen.get("token")
+        if not same or status.get("state") != "failed" or status.get("stopped"):
+            return None
+        shown = StageLine(name)
+        shown.line(status)
+        self._followed.forget(status.get("token"))
+        self._line.keep(shown.ended(status))
+        verdict = self._verdict(name, status)
+        return verdict if verdict.get("failed") else None
 
     def _blocked_by(self, name: str) -> list[str]:
         """The needs of a stage that failed in this run, or were blocked themselves."""
@@ -113,8 +141,10 @@ class ActionModule(TrainAction):
             holder = started["status"]
             self._refuse_or_say(holder)
             followed = self._follow(holder, ours=False)
-            if followed and followed.get("stopped") and not self._waits:
-                # Who stops a stage that several follow means all of them.
+            if followed and followed.get("stopped"):
+                # Who stops a stage that several follow, or wait for, means all of them.
+                raise TrainError(followed["msg"], ENDS_TOO, followed["category"])
+            if followed and self._is_ours(followed) and followed["stage"] == name:
                 raise TrainError(followed["msg"], followed["hint"], followed["category"])
             started = self._link(lambda: self.call("stage", arguments, task_vars))
         return started
@@ -142,16 +172,32 @@ class ActionModule(TrainAction):
                 result["trouble"]["run"] = status["run"]
         else:
             result = {"state": "ended", **(followed or {}), "failed": False}
-            # How it ended is in its own record, and what to do about it the next plan says; but
-            # going on after somebody has stopped it would start that very stage again.
-            if "stopped" in result and not self._waits:
+            # How it ended is in its own record; but going on after it has failed, or somebody has
+            # stopped it, would start that very stage again.
+            stopped = "stopped" in result
+            if stopped or (self._is_ours(followed) and not self._goes_on):
                 result["trouble"] = {
                     "msg": result["msg"],
-                    "hint": "",
-                    "category": "ops",
+                    "hint": ENDS_TOO if stopped else result["hint"],
+                    "category": "ops" if stopped else result["category"],
                     "recorded": True,
                 }
+            elif followed and self._is_ours(followed):
+                # One result of the run's stages, as if this command had started it.
+                result["ended"] = {**followed, "issues": []}
         return {**result, "stage": stage, "changed": False, "issues": self._issues(stage)}
+
+    def _is_ours(self, followed: Result | None) -> bool:
+        """Whether a stage that somebody else has started failed, and that counts for this command.
+
+        Who waits for a training doesn't look at how it ended.
+        """
+        return bool(followed and followed.get("failed") and not self._waits)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the other stages go on after one that has failed."""
+        return bool(self._request.get("on_stage_failure") == "continue")
 
     @property
     def _waits(self) -> bool:
@@ -169,7 +215,7 @@ class ActionModule(TrainAction):
             )
         verb = "waiting for it" if self._waits else "following it"
         if self.check:
-            verb = "a run would wait for its end"
+            verb = "a run would wait for its end" if self._waits else "a run would follow it"
         self._line.keep(f"  {who}: {verb}.")
 
     def _follow(self, status: Result, ours: bool = True) -> Result | None:
@@ -206,11 +252,11 @@ class ActionModule(TrainAction):
                     steps=shown.steps,
                     loss=shown.loss,
                 )
-                news = shown.news(status)
+                news = [shown.resumed(status), shown.news(status)]
                 if quiet:
                     continue
-                if news:
-                    self._line.keep(news)
+                for said in filter(None, news):
+                    self._line.keep(said)
                 if status.get("state") == "running":
                     self._line.update(text)
         finally:
@@ -229,8 +275,9 @@ class ActionModule(TrainAction):
         :returns: up to where in the log it has been read.
         """
         seen = self._followed.read(token=status.get("token"))
-        if seen:
-            self._line.keep(f"  {_meanwhile(seen, status)}")
+        happened = _meanwhile(seen, status) if seen else ""
+        if happened:
+            self._line.keep(f"  {happened}")
         offset = int(seen.get("offset", 0))
         if lines is None:
             return offset
@@ -303,19 +350,24 @@ class ActionModule(TrainAction):
 
 
 def _meanwhile(seen: Result, status: Result) -> str:
-    """What has happened since a stage was last looked at, in one line."""
-    parts = [f"Meanwhile, in {duration(time.time() - _number(seen.get('at'), time.time()))}:"]
-    progress = status.get("progress") or {}
-    parts += [
-        f"{name} {before if before is not None else '?'} -> {now},"
-        for name, before, now in (
-            ("step", _shown(seen.get("step"), 0), _shown(progress.get("step"), 0)),
+    """What has happened since a stage was last looked at, in a line; empty where nobody knows."""
+    told = status.get("progress")
+    progress = told if isinstance(told, dict) else {}
+    now = _shown(progress.get("step"), 0)
+    changes = [
+        f"{name} {before} -> {after}"
+        for name, before, after in (
+            ("step", _shown(seen.get("step"), 0), now),
             ("loss", _shown(seen.get("loss"), 3), _shown(progress.get("loss"), 3)),
         )
-        if now is not None
+        if before is not None and after is not None
     ]
-    line = " ".join(parts).rstrip(",:")
-    return f"{line}."
+    if changes:
+        took = duration(time.time() - _number(seen.get("at"), time.time()))
+        return f"Meanwhile, in {took}: {', '.join(changes)}."
+    steps = _shown(progress.get("steps"), 0)
+    of = f" of {steps}" if steps is not None else ""
+    return f"now at step {now}{of}" if now is not None else ""
 
 
 def _number(value: object, otherwise: float) -> float:

@@ -315,3 +315,35 @@ def test_one_ctrl_c_ends_the_view_at_once_and_leaves_nothing_behind_here(speakin
     again = site.run("--tags", "style")
     assert again.status == 0, again.output
     assert site.trained() == ["style"]
+
+
+# A stage that fails -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missed", [False, True], ids=["followed", "missed"])
+def test_who_comes_back_to_a_failure_is_told_its_cause_and_trains_nothing_anew(
+    trained_clone: Callable[..., Site], missed: bool
+) -> None:
+    fails = COMMAND.replace('mkdir -p "$folder"', 'exit 3; mkdir -p "$folder"', 1)
+    assert fails != COMMAND
+    site = damaged(trained_clone(stage_command=["sh", "-c", fails], stage_retries=0), "style")
+    hold = site.hold("style")
+    first = site.start("--tags", "style")
+    wait_for(site, "style")
+    until(lambda: record(site), "the first poll")
+    os.kill(first.pid, signal.SIGINT)
+    finish(first)
+    if missed:
+        hold.unlink()
+        until(lambda: status(site).get("state") == "failed", "its end")
+    again = site.start("--tags", "style")
+    shown = ""
+    if not missed:
+        shown = shown_by(again, "following it.")
+        hold.unlink()
+    rest = finish(again)
+    shown += rest.output
+    assert rest.status == 2, shown
+    assert "The stage style failed: " in shown
+    assert site.trained() == ["style"]
+    assert list((site.home / "logs").glob("train_style_*.log"))  # it was collected

@@ -343,7 +343,7 @@ def test_a_check_says_that_a_training_runs_and_does_not_wait(
     assert still == "running"
     assert check.status == 0, check.output
     (line,) = [line for line in check.lines if " is running on " in line]
-    assert line.endswith(": a run would wait for its end.")
+    assert line.endswith(": a run would follow it.")
     assert rest.status == 0, rest.output
     assert site.trained() == ["style"]
 

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from controller import follow, link
+from plugins.action import stage as stage_action
 from plugins.action.stage import ActionModule
 from remote_train.atomic import write_json
 from remote_train.errors import TrainError
@@ -577,20 +578,118 @@ def test_who_attached_to_a_stage_that_was_stopped_gets_to_know_it(monkeypatch):
     assert ended["trouble"]["msg"] == "The stage style was stopped by me@laptop."
 
 
-@pytest.mark.parametrize(("on_lock", "starts"), [("attach", 1), ("wait", 2)])
-def test_a_start_that_found_another_stage_does_not_follow_on_a_stop(on_lock, starts, monkeypatch):
+FAILED = {
+    "state": "failed",
+    "error": {"symptom": "It ended with status 3.", "action": "A", "category": "training_logic"},
+    "started_at": 1.0,
+    "heartbeat": 21.0,
+}
+
+
+def attached(monkeypatch, end, **request):
+    """What comes out where a stage is attached to that ends so."""
+    action = Action(lambda _: printed(**end), attach=True, live=RUNNING)
+    action._request.update(request)
+    monkeypatch.setattr(action, "_link", Through(action), raising=False)
+    found = {"outcome": "attached", "status": RUNNING, "notes": []}
+    monkeypatch.setattr(action, "call", lambda *_: found)
+    return action._attach({})
+
+
+def test_a_stage_that_was_followed_to_its_failure_ends_the_command(monkeypatch):
+    trouble = attached(monkeypatch, FAILED)["trouble"]
+    assert trouble == {
+        "msg": "The stage style failed: It ended with status 3.",
+        "hint": "A",
+        "category": "training_logic",
+        "recorded": True,
+    }
+
+
+def test_or_is_a_result_where_the_others_go_on(monkeypatch):
+    result = attached(monkeypatch, FAILED, on_stage_failure="continue")
+    assert "trouble" not in result
+    ended = result["ended"]
+    assert (ended["stage"], ended["state"], ended["failed"]) == ("style", "failed", True)
+
+
+@pytest.mark.parametrize(("end", "ends"), [(FAILED, False), (STOPPED, True)])
+def test_who_waits_ends_after_a_stop_alone(monkeypatch, end, ends):
+    result = attached(monkeypatch, end, on_lock="wait")
+    assert "ended" not in result
+    assert ("trouble" in result) is ends
+    if ends:
+        assert "give it again to train on" in result["trouble"]["hint"]
+
+
+class Kept(Nothing):
+    """A record at home of a stage that was followed from here."""
+
+    def __init__(self) -> None:
+        self.there = {"token": "t1", "stage": "style", "run": "run_1", "log": "log"}
+
+    def read(self, **which: Any) -> dict[str, Any]:
+        return self.there if which.items() <= self.there.items() else {}
+
+    def forget(self, token: Any) -> None:
+        assert token == self.there["token"]
+        self.there = {}
+
+
+@pytest.mark.parametrize(
+    ("end", "given", "said"),
+    [
+        (FAILED, {}, True),
+        (FAILED, {"run": "run_2"}, False),
+        (FAILED, {"sends": True}, False),
+        ({**FAILED, "token": "t2"}, {}, False),
+        (STOPPED, {}, False),
+        ({"state": "done"}, {}, False),
+        ({}, {}, False),
+    ],
+)
+def test_a_failure_that_was_missed_is_said_before_the_stage_is_trained_again(end, given, said):
+    action = Action(lambda _: printed(**end), **{"run": "run_1", **given})
+    action._followed = Kept()
+    result = action._missed_failure("style")
+    assert (result is not None) is said
+    if result:
+        assert result["msg"] == "The stage style failed: It ended with status 3."
+        assert action.said == ["  style  failed in 0:20"]
+        assert action._missed_failure("style") is None  # once
+
+
+@pytest.mark.parametrize(
+    ("seen", "progress", "line"),
+    [
+        ({}, {}, ""),
+        ({"step": 3, "loss": 2.0}, {}, ""),
+        ({}, {"loss": 2.0}, ""),
+        ({}, {"step": 345, "steps": 720, "loss": 6.344}, "now at step 345 of 720"),
+        ({"step": 3}, {"step": 7, "loss": 1.0}, "Meanwhile, in 0:00: step 3 -> 7."),
+        (
+            {"step": 3, "loss": 2.5},
+            {"step": 7, "loss": 0.75},
+            "Meanwhile, in 0:00: step 3 -> 7, loss 2.500 -> 0.750.",
+        ),
+    ],
+)
+def test_what_happened_meanwhile_is_said_as_far_as_it_is_known(seen, progress, line):
+    assert stage_action._meanwhile(seen, {"progress": progress}) == line
+
+
+@pytest.mark.parametrize("on_lock", ["attach", "wait"])
+def test_a_start_that_found_another_stage_does_not_follow_on_a_stop(on_lock, monkeypatch):
     answers = [{"outcome": "busy", "status": RUNNING}, {"outcome": "skipped", "status": {}}]
     action = Action(lambda _: printed(**STOPPED), run="run", python="", requirements={})
     action._request["on_lock"] = on_lock
     monkeypatch.setattr(action, "_link", Through(action), raising=False)
     called: list[str] = []
     monkeypatch.setattr(action, "call", lambda *_: (called.append("x"), answers.pop(0))[1])
-    if on_lock == "attach":
-        with pytest.raises(TrainError, match=r"was stopped by me@laptop\."):
-            action._start("style", {})
-    else:
-        assert action._start("style", {})["outcome"] == "skipped"
-    assert len(called) == starts
+    with pytest.raises(TrainError, match=r"was stopped by me@laptop\.") as caught:
+        action._start("style", {})
+    assert caught.value.hint == stage_action.ENDS_TOO
+    assert len(called) == 1
 
 
 class Through:
@@ -604,12 +703,16 @@ class Through:
         return attempt()
 
 
-def test_in_check_mode_what_runs_is_said_and_not_followed():
+@pytest.mark.parametrize(
+    ("on_lock", "does"), [("attach", "follow it"), ("wait", "wait for its end")]
+)
+def test_in_check_mode_what_runs_is_said_and_not_followed(on_lock, does):
     action = Action(lambda _: printed(), check=True, attach=True, live=RUNNING)
+    action._request["on_lock"] = on_lock
     assert action._attach({})["state"] == "running"
     (line,) = action.said
     assert line.startswith("  The stage style of ")
-    assert line.endswith(": a run would wait for its end.")
+    assert line.endswith(f": a run would {does}.")
     assert action.polls == 0
 
 

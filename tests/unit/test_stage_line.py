@@ -199,3 +199,17 @@ def test_nothing_that_a_host_says_ends_the_run(said: list[dict[str, Any]]) -> No
         assert shown.line(one).startswith("  style")
         shown.news(one)
         assert shown.ended(one).startswith("  style")
+
+
+def test_where_an_attempt_goes_on_is_said_once() -> None:
+    shown = StageLine("writing", 3)
+
+    def said(attempt: int, **progress: Any) -> str | None:
+        return shown.resumed(status(attempt=attempt, progress=progress))
+
+    assert said(1) is None
+    assert said(1, **train(1, 720, resumed_from=0)) is None
+    assert said(1, **train(121, 720, resumed_from=120)) == "  writing: goes on at step 120 of 720"
+    assert said(1, **train(122, 720, resumed_from=120)) is None
+    assert said(2, **train(121, 720, resumed_from=120)) == "  writing: goes on at step 120 of 720"
+    assert said(3, step=5, resumed_from="120") is None

@@ -38,6 +38,7 @@ class StageLine:
         self._beat = 0.0
         self._times: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._pause: Any = None
+        self._resumed: Any = None
         self.step: int | None = None
         """The last step of the training that is known."""
         self.steps: int | None = None
@@ -115,6 +116,16 @@ class StageLine:
     def _attempt(self, status: Mapping[str, Any]) -> list[str]:
         number = _number(status.get("attempt"))
         return [f"attempt {number:.0f} of {self._attempts}"] if number and number > 1 else []
+
+    def resumed(self, status: Mapping[str, Any]) -> str | None:
+        """A line that stays, where an attempt goes on from a checkpoint; once for each attempt."""
+        progress = _mapping(status.get("progress"))
+        step, steps = _number(progress.get("resumed_from")), _number(progress.get("steps"))
+        which = (status.get("attempt"), step)
+        if not step or step < 0 or which == self._resumed:
+            return None
+        self._resumed = which
+        return f"  {self.stage}: goes on at step {step:.0f}" + (f" of {steps:.0f}" if steps else "")
 
     def news(self, status: Mapping[str, Any]) -> str | None:
         """A line that stays, where the host has begun to wait before another attempt."""
