@@ -58,7 +58,7 @@ class ActionModule(TrainAction):
         if self.check:
             return {"changed": True, "stage": name, "state": "would run"}
         try:
-            return self._missed_failure(name) or self._train(name, task_vars)
+            return self._train(name, task_vars)
         except TrainError as error:
             return {
                 **failed(error),
@@ -85,31 +85,6 @@ class ActionModule(TrainAction):
             followed = self._follow(started["status"])
             if followed is not None:
                 return followed
-
-    def _missed_failure(self, name: str) -> Result | None:
-        """How a stage failed that was followed from here, with nobody there at its end.
-
-        Its cause is said once before it is trained again. After a change to the project it isn't
-        waited for, nor after a stop: who gives the command then wants the stage trained on.
-        """
-        seen = self._followed.read(stage=name, run=self.argument("run"))
-        if not seen or self.argument("sends", False):
-            return None
-        log = os.path.join(self._root, str(seen.get("log")))
-        asks = follow.poll_command(live.path(self._root, "status.json"), log, 0, newest=True)
-        try:
-            status = follow.parse_answer(self._link.command(asks)).status
-        except ValueError:
-            return None
-        same = status.get("token") == seen.get("token")
-        if not same or status.get("state") != "failed" or status.get("stopped"):
-            return None
-        shown = StageLine(name)
-        shown.line(status)
-        self._followed.forget(status.get("token"))
-        self._line.keep(shown.ended(status))
-        verdict = self._verdict(name, status)
-        return verdict if verdict.get("failed") else None
 
     def _blocked_by(self, name: str) -> list[str]:
         """The needs of a stage that failed in this run, or were blocked themselves."""

@@ -622,43 +622,6 @@ def test_who_waits_ends_after_a_stop_alone(monkeypatch, end, ends):
         assert "give it again to train on" in result["trouble"]["hint"]
 
 
-class Kept(Nothing):
-    """A record at home of a stage that was followed from here."""
-
-    def __init__(self) -> None:
-        self.there = {"token": "t1", "stage": "style", "run": "run_1", "log": "log"}
-
-    def read(self, **which: Any) -> dict[str, Any]:
-        return self.there if which.items() <= self.there.items() else {}
-
-    def forget(self, token: Any) -> None:
-        assert token == self.there["token"]
-        self.there = {}
-
-
-@pytest.mark.parametrize(
-    ("end", "given", "said"),
-    [
-        (FAILED, {}, True),
-        (FAILED, {"run": "run_2"}, False),
-        (FAILED, {"sends": True}, False),
-        ({**FAILED, "token": "t2"}, {}, False),
-        (STOPPED, {}, False),
-        ({"state": "done"}, {}, False),
-        ({}, {}, False),
-    ],
-)
-def test_a_failure_that_was_missed_is_said_before_the_stage_is_trained_again(end, given, said):
-    action = Action(lambda _: printed(**end), **{"run": "run_1", **given})
-    action._followed = Kept()
-    result = action._missed_failure("style")
-    assert (result is not None) is said
-    if result:
-        assert result["msg"] == "The stage style failed: It ended with status 3."
-        assert action.said == ["  style  failed in 0:20"]
-        assert action._missed_failure("style") is None  # once
-
-
 @pytest.mark.parametrize(
     ("seen", "progress", "line"),
     [
