@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "ANSIBLE_STDOUT_CALLBACK": "remote_train",
                 "ANSIBLE_CALLBACK_PLUGINS": str(PROJECT / "plugins" / "callback"),
                 "ANSIBLE_NOCOLOR": "" if sys.stdout.isatty() else "1",
+                # What a Ctrl-C leaves is said here.
+                "REMOTE_TRAIN_LAUNCHED": "1",
                 # ansible-runner turns this off unless it is told.
                 "ANSIBLE_HOST_KEY_CHECKING": "True",
             },

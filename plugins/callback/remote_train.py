@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import signal
 import sys
 import time
@@ -65,6 +66,18 @@ _SHOWN_ACTIONS = (
 """The steps that have titles; the others are housekeeping."""
 
 
+INTERRUPTED = (
+    "Interrupted. The training goes on there: give the same command again, and it follows it and "
+    "brings the results home."
+)
+"""What a person has to know who ends the playbook while a stage is followed.
+
+The launcher says the same, and tells this by :data:`LAUNCHED` that it does.
+"""
+
+LAUNCHED = "REMOTE_TRAIN_LAUNCHED"
+"""The environment's variable that says that the launcher has started the playbook."""
+
 WRITTEN_WITHIN = 1.0
 """Seconds in which a worker has written a line, or has died of a signal."""
 
@@ -80,6 +93,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
         super().__init__()
         self._title = ""
         self._interrupted = False
+        self._following: set[str] = set()
         self._reports: list[str] = []
         # Into a pipe, lines would otherwise arrive when the task ends: a log of a CI job must
         # show them as they come.
@@ -97,13 +111,31 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
         before = signal.getsignal(signal.SIGINT)
 
         def handle(number: int, frame: FrameType | None) -> None:
-            self._interrupted = True
+            first, self._interrupted = not self._interrupted, True
             if callable(before):
-                with _nobody_writes(getattr(before, "__self__", None)):
-                    before(number, frame)
+                try:
+                    with _nobody_writes(getattr(before, "__self__", None)):
+                        before(number, frame)
+                finally:
+                    if first:
+                        self._say_interrupted()
 
         if callable(before):
             signal.signal(signal.SIGINT, handle)
+
+    def _say_interrupted(self) -> None:
+        """Take the live line away, and say what goes on; nobody writes any more.
+
+        Not by Python's stream: a signal may have come while that was being written to.
+        """
+        text = ""
+        if self._following and not os.environ.get(LAUNCHED):
+            text = f"{INTERRUPTED}\n"
+        with contextlib.suppress(OSError, ValueError):
+            number = sys.stdout.fileno()
+            if os.isatty(number):
+                text = f"\r\x1b[K{text}"
+            os.write(number, text.encode())
 
     def _heed_interrupt(self) -> None:
         """End a run whose Ctrl-C got lost, before its next step.
@@ -129,6 +161,8 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         """Say which step runs, unless it is housekeeping."""
+        if task.action == "stage" and not getattr(task, "check_mode", False):
+            self._following.add(str(host))
         if self._plain:
             super().v2_runner_on_start(host, task)
             return
@@ -143,6 +177,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Warnings, and the lines that a step wants shown."""
+        self._following.discard(str(result.host))
         report = result.result.get("report")
         if result.task.action in _REPORTING and isinstance(report, str) and report:
             self._reports.append(report)
@@ -159,6 +194,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
 
     def v2_runner_on_skipped(self, result: Any) -> None:
         """A step that isn't needed is not shown."""
+        self._following.discard(str(result.host))
         if self._plain:
             super().v2_runner_on_skipped(result)
 
@@ -179,6 +215,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """One sentence that names the thing, one hint."""
+        self._following.discard(str(result.host))
         if self._plain:
             super().v2_runner_on_failed(result, ignore_errors)
             return
@@ -189,6 +226,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core has no type
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """The same for a host that can't be reached."""
+        self._following.discard(str(result.host))
         if self._plain or result.task.ignore_unreachable:
             super().v2_runner_on_unreachable(result)
             return

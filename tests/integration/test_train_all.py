@@ -369,7 +369,7 @@ def check_evidence(at_home: Path, stage: str) -> None:
     assert "out of luck" in log.read_text(encoding="utf-8")
     issues = [json.loads(line) for line in (at_home / "issues.jsonl").open(encoding="utf-8")]
     (issue,) = [issue for issue in issues if issue["stage"] == stage]
-    assert issue["symptom"] == "The training ended with status 7, and not well."
+    assert issue["symptom"] == "The command ended with exit status 7."
     assert (issue["phase"], issue["severity"]) == ("train", "error")
     assert "out of luck" in issue["cause"]
     assert issue["symptom"] in (at_home / "ISSUES.md").read_text(encoding="utf-8")
@@ -388,7 +388,7 @@ def test_a_failed_stage_stops_the_run_and_its_evidence_comes_home(trained_clone:
     ]
     check_evidence(at_home, "style")
     assert outcome.failures[0] == (
-        "[gpu] The stage style failed: The training ended with status 7, and not well."
+        "[gpu] The stage style failed: The command ended with exit status 7."
     )
     assert outcome.failures[-1] == (
         "[gpu] The run did not end well: the stage style failed; the stage writing was not reached."

@@ -15,6 +15,8 @@ import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from controller import ssh_words
+from launcher import main
+from launcher.watch import INTERRUPTED
 from tests.unit.stage_host import HOUSE, load_yaml
 
 SPEC = importlib.util.spec_from_file_location(
@@ -177,6 +179,13 @@ def screen(monkeypatch):
     return made
 
 
+class Host(str):
+    """One of Ansible's, whose text is its name."""
+
+    def get_name(self) -> str:
+        return str(self)
+
+
 def result(host: str = "gpu", action: str = "plan", **answer: Any) -> Any:
     task = SimpleNamespace(
         action=action,
@@ -184,7 +193,7 @@ def result(host: str = "gpu", action: str = "plan", **answer: Any) -> Any:
         ignore_unreachable=False,
         ignore_errors=False,
     )
-    return SimpleNamespace(result=answer, host=SimpleNamespace(get_name=lambda: host), task=task)
+    return SimpleNamespace(result=answer, host=Host(host), task=task)
 
 
 def test_a_failure_is_one_sentence_and_one_hint(screen):
@@ -318,3 +327,37 @@ def test_the_report_is_named_in_the_last_line_of_all(screen, plain, monkeypatch)
     screen.v2_playbook_on_stats(None)
     assert screen._display.lines[-2:] == [recap, "Report: /home/run/report.html"]
     assert "/elsewhere" not in "".join(screen._display.lines)
+
+
+@pytest.mark.parametrize(
+    ("action", "over", "launched", "said"),
+    [
+        ("stage", False, "", True),
+        ("stage", True, "", False),
+        ("stage", False, "1", False),
+        ("plan", False, "", False),
+    ],
+)
+def test_a_ctrl_c_says_that_the_training_goes_on(
+    capfd, monkeypatch, screen, action, over, launched, said
+):
+    monkeypatch.setenv(callback.LAUNCHED, launched)
+    monkeypatch.setattr(callback.Default, "v2_playbook_on_start", lambda *_: None)
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
+    of_stage = result(action=action)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        screen.v2_playbook_on_start(None)
+        screen.v2_runner_on_start(of_stage.host, of_stage.task)
+        if over:
+            screen.v2_runner_on_failed(result(action=action, msg="x"))
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().out == (f"{callback.INTERRUPTED}\n" if said else "")
+
+
+def test_the_launcher_says_the_same():
+    assert main._interrupted(INTERRUPTED, "run") == f"{callback.INTERRUPTED}\n"

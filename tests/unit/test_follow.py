@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,6 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from controller import follow, link
+from controller.action import GaveUpError
+from controller.progress import Line
 from plugins.action import stage as stage_action
 from plugins.action.stage import ActionModule
 from remote_train.atomic import write_json
@@ -427,6 +430,7 @@ def test_every_cut_is_counted_and_patience_begins_anew(clock):
     wire.plan = [False, True, False, True, True, False, False, True]
     for line in "abcde":
         wire.link.command(line)
+        clock.now += 10
     assert len(wire.link.cuts) == 3
     assert len(wire.said) == 6
 
@@ -760,3 +764,61 @@ def test_patience_that_ended_is_told_from_other_errors(clock):
     wire.plan = [False] * 100
     with pytest.raises(link.GaveUpError):
         wire.link.command("a")
+
+
+# One break, one record
+
+
+def test_an_answer_of_nothing_ends_no_break(clock):
+    """A command that could not even be begun was once taken for the host being back."""
+    wire = Wire(clock)
+    wire.plan = [False, False, True]
+    tries = iter([False, True])
+
+    def shared() -> None:
+        if not next(tries):
+            raise AnsibleConnectionFailure("cut")
+
+    assert wire.link(shared) is None
+    assert [line.split(";")[0] for line in wire.said] == ["  The connection broke"]
+    assert wire.link.cuts == []
+    assert wire.link(lambda: "back") == "back"
+    assert wire.said[1:] == ["  Connected again after 1 s."]
+    assert wire.link.cuts == [{"seconds": 1.0}]
+
+
+@pytest.mark.parametrize(("between", "cuts"), [(2.0, [4.0]), (60.0, [1.0, 1.0])])
+def test_breaks_next_to_each_other_are_one(clock, between, cuts):
+    wire = Wire(clock)
+    for pause in (between, 0.0):
+        ends = iter([True, False])
+
+        def attempt(ends=ends) -> str:
+            if next(ends):
+                raise AnsibleConnectionFailure("cut")
+            return "whole"
+
+        wire.link(attempt)
+        clock.now += pause
+    assert [cut["seconds"] for cut in wire.link.cuts] == cuts
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_long_break_is_not_silent(clock, live):
+    said: list[str] = []
+    rewritten: list[str] = []
+    line = Line(said.append, rewritten.append if live else None)
+    wire = Wire(clock)
+    wire.link = link.Link(wire.run, wire, 600, line.keep)
+    with pytest.raises(GaveUpError):
+        wire.link(lambda: (_ for _ in ()).throw(AnsibleConnectionFailure("cut")))
+    shown = rewritten if live else said
+    waits = [text for text in shown if "next try in" in text]
+    assert re.fullmatch(
+        r"  No connection for \d:\d\d; next try in \d+ s, gives up in \d+:\d\d", waits[0]
+    )
+    if live:
+        assert len(waits) > 500
+        assert not [text for text in said if "next try" in text]
+    else:
+        assert 15 <= len(waits) <= 20

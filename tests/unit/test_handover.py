@@ -479,7 +479,7 @@ def test_a_result_of_another_start_is_not_believed(host):
         fake["result"] = {"token": "another"}
         status = trains(host, fake=fake, mark=f"t{number}")
         assert status["state"] == "failed"
-        assert "and not well" in status["error"]["symptom"]
+        assert "without a result" in status["error"]["symptom"]
     assert host.marker() is None
 
 

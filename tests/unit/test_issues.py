@@ -126,3 +126,34 @@ def test_each_issue_is_in_the_report(some):
     text = issues.render(some)
     for number, issue in enumerate(some, 1):
         assert f"## {number}. {issue['symptom']}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "stage", "status", "action"),
+    [
+        ({"category": "infra", "action": "Try again."}, "style", "handled", ""),
+        ({"category": "infra", "action": "Try again."}, "other", "open", "Try again."),
+        ({"category": "data", "action": "Mend it."}, "style", "open", "Mend it."),
+        (
+            {
+                "category": "infra",
+                "status": "handled",
+                "action": "Attempt 2 of 3 begins in 0.5 s. Start the same command again.",
+            },
+            "style",
+            "handled",
+            "Attempt 2 of 3 begins in 0.5 s.",
+        ),
+    ],
+)
+def test_what_a_stage_came_through_is_open_no_more(fields, stage, status, action):
+    (found,) = issues.settle([issues.make("train", "It broke.", stage=stage, **fields)], ["style"])
+    assert (found["status"], found["action"]) == (status, action)
+
+
+def test_the_last_lines_of_a_log_are_a_block_of_code():
+    issue = issues.make(
+        "train", "It ended.", category="data", cause="# one\n\n  two", action="Read."
+    )
+    text = issues.render([issue])
+    assert "- Cause: last lines of the log:\n\n      # one\n      \n        two\n\n- What" in text

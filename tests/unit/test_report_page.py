@@ -320,6 +320,12 @@ def test_the_worst_answers_need_no_prompt_and_no_expectation(home: Home) -> None
     assert "Question" not in shown
 
 
+def test_adapters_of_other_runs_are_not_counted(home: Home) -> None:
+    for stage in ("sample", "style", "all"):
+        home.row(stage).update(state="left out")
+    assert "One LoRA adapter for the base model" in drawn(home).sections["short"]
+
+
 def test_a_failed_run_says_what_to_do(home: Home) -> None:
     home.files["run.json"]["verdict"] = "failed"
     home.row("style").update(state="failed", error={"symptom": "The loss is nan at step 3."})

@@ -100,7 +100,11 @@ def test_a_failure_counts_where_the_marker_is_older_and_not_valid(root, wanted):
     done_marker(root, wanted)
     failed(root)
     style = states(wanted)["style"]
-    assert (style["state"], style["reason"]) == ("done", "a newer passage failed: Out of luck.")
+    said = "the adapter is whole; a newer attempt {}: Out of luck."
+    assert (style["state"], style["reason"]) == ("done", said.format("failed"))
+    failed(root, stopped={"by": "me"})
+    assert states(wanted)["style"]["reason"] == said.format("was stopped")
+    failed(root)
     put(root, {WEIGHTS: b"cut"})
     assert states(wanted)["style"]["state"] == "failed"
     failed(root, ended="2026-01-01T00:00:00Z")
@@ -315,6 +319,11 @@ def test_it_fits_100_columns():
     assert max(width(line) for line in lines) <= 100
     assert "0.0002" in " ".join(lines)
     assert "no sign" in " ".join(lines)
+
+
+def test_a_silent_stage_has_a_hint():
+    lines = shown(stages=[stage(state="runs", silent=89)])
+    assert "is at work; no sign of life for 1:29: give the same command again" in "\n".join(lines)
 
 
 def test_what_no_stage_has_has_no_column():

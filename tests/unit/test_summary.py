@@ -138,3 +138,9 @@ def test_the_reasons_of_the_gate_and_the_number_of_issues():
 def test_bars_and_line_ends_do_not_break_the_table():
     page = summary.render(record(environment={"a|b": "c|d\ne"}))
     assert "| a\\|b | c\\|d e |" in page
+
+
+@pytest.mark.parametrize(("attempts", "said"), [(3, True), (1, False), (None, False)])
+def test_several_attempts_are_said(attempts, said):
+    page = summary.render(record(row(attempts=attempts)))
+    assert ("- style: it took 3 attempts; ISSUES.md says why." in page) == said

@@ -256,6 +256,7 @@ def _stage_row(
         "metrics": metrics,
         "seconds": seconds,
         "error": record.get("error"),
+        "attempts": record.get("attempts"),
         "acceptance": verdict,
         "acceptance_reasons": why,
         "thresholds": stage["thresholds"],
@@ -367,7 +368,9 @@ def _issues(
         for reason in stage["acceptance_reasons"]
     ]
     before = issues.read(os.path.join(where, "issues.jsonl"))
-    return issues.add(before, [*controllers_issues(controller), *judged, *storage])
+    found = issues.add(before, [*controllers_issues(controller), *judged, *storage])
+    done = [one["name"] for one in stages if one["state"] in ("done", "up to date", "skipped")]
+    return issues.settle(found, done)
 
 
 def _outputs(request: Mapping[str, Any]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -127,6 +128,33 @@ def add(kept: list[dict[str, Any]], more: Iterable[Mapping[str, Any]]) -> list[d
     return merge(kept, (one for one in more if (one["phase"], one["symptom"]) not in known))
 
 
+def settle(found: Iterable[Mapping[str, Any]], done: Iterable[str]) -> list[dict[str, Any]]:
+    """What the machine or the way to it did to a stage that is done in the end is open no more.
+
+    :param done: the stages that are done.
+    """
+    names = set(done)
+    return [_settled(one) if one["stage"] in names else dict(one) for one in found]
+
+
+def _settled(issue: Mapping[str, Any]) -> dict[str, Any]:
+    if issue["phase"] != "train" or (issue["category"] != "infra" and issue["status"] == "open"):
+        return dict(issue)
+    if issue["status"] == "open":
+        return {**issue, "status": "handled", "action": ""}
+    # What the new attempt was is told; what to do, had it failed as well, is nobody's task now.
+    retry = re.match(r"Attempt \d+ of \d+ begins (?:with room|in \S+ s)\.", str(issue["action"]))
+    return {**issue, "action": retry.group()} if retry else dict(issue)
+
+
+def _cause(text: str, phase: str) -> str:
+    """A cause of several lines, which are a log's, as a block of code in its list."""
+    lines = text.strip("\n").splitlines()
+    if phase != "train" or len(lines) < 2:
+        return text
+    return "\n".join(["last lines of the log:", "", *(f"      {one}" for one in lines), ""])
+
+
 def render(issues: list[dict[str, Any]]) -> str:
     """``ISSUES.md``: a section each."""
     if not issues:
@@ -139,7 +167,7 @@ def render(issues: list[dict[str, Any]]) -> str:
             ("Time", issue["time"]),
             ("Where", where),
             ("Category", f"{issue['category']} ({issue['severity']})"),
-            ("Cause", issue["cause"]),
+            ("Cause", _cause(str(issue["cause"]), issue["phase"])),
             ("What to do", issue["action"]),
             ("Status", issue["status"]),
         ]

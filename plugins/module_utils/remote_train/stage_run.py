@@ -374,9 +374,11 @@ class StageRun:
             return witness.of_signal(-code, int(running.who["pid"]))
         if code or (not own and result.get("status") != "done"):
             return witness.of_end(
-                f"The training ended with status {code}, and not well.",
+                f"The command ended with exit status {code}."
+                if code
+                else "The training ended without a result that says it is done.",
                 tail,
-                f"Read the end of {self.job['log']}, or ISSUES.md in the run's folder.",
+                f"Read the end of {self.job['log']}.",
             )
         return stage_record.changed_data(self.job, result)
 

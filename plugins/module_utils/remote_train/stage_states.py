@@ -131,7 +131,8 @@ def _resting(
     if verdict["action"] == "skip":
         state, reasons = DONE, reasons[1:]
         if attempt and newer:
-            reasons.append(f"a newer passage {attempt['state']}: {attempt['reason']}")
+            how = "was stopped" if attempt["state"] == STOPPED else "failed"
+            reasons.append(f"the adapter is whole; a newer attempt {how}: {attempt['reason']}")
     elif verdict["action"] == "evaluate":
         reasons.insert(0, "its evaluation")
     metrics = marker["metrics"]

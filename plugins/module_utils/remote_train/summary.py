@@ -96,6 +96,13 @@ def render(record: Mapping[str, Any]) -> str:
     notes = [f"- {s['name']}: {'; '.join(s['reasons'])}" for s in stages if s["reasons"]]
     if notes:
         parts += ["What ran or didn't, and why:\n", "\n".join(notes) + "\n"]
+    again = [
+        f"- {s['name']}: it took {s['attempts']} attempts; ISSUES.md says why."
+        for s in stages
+        if isinstance(s.get("attempts"), int) and s["attempts"] > 1
+    ]
+    if again:
+        parts += ["What was tried more than once:\n", "\n".join(again) + "\n"]
     judged = [
         f"- {s['name']}: {'; '.join(s['acceptance_reasons'])}"
         for s in stages

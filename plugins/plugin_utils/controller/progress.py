@@ -157,6 +157,11 @@ class Line:
         self._last = ""
         self._last_plain = time.monotonic() - PLAIN_EVERY + first_after
 
+    @property
+    def live(self) -> bool:
+        """Whether there is a line that is rewritten."""
+        return self._rewrite is not None
+
     def update(self, text: str) -> None:
         """Show ``text`` in the live line, or as a plain one when it is time again."""
         text = _one_line(text)

@@ -83,7 +83,8 @@ def _what(stage: Mapping[str, Any]) -> str:
     if stage["state"] == "runs":
         does = _PHASES.get(str(stage["phase"]), str(stage["phase"] or "is at work"))
         if (stage["silent"] or 0) > SILENT_AFTER:
-            return f"{does}; no sign of life for {duration(stage['silent'])}"
+            silent = duration(stage["silent"])
+            return f"{does}; no sign of life for {silent}: give the same command again"
         if stage.get("retry_in") is not None:
             return f"failed ({stage['kind']}); begins again in {duration(stage['retry_in'])}"
         if stage.get("silent_for"):

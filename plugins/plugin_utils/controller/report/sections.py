@@ -81,7 +81,8 @@ def in_short(run: Run, ranked: list[Benchmark], chosen: Section, words: Words) -
 
 
 def _what(run: Run, words: Words) -> list[str]:
-    there = [stage for stage in run.stages if stage.adapter]
+    left = ("left out", "not reached")
+    there = [s for s in run.stages if s.adapter and s.row.text("state") not in left]
     if not there:
         return [words("trained_none")]
     key = "trained_one" if len(there) == 1 else "trained_adapters"
