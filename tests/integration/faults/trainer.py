@@ -106,7 +106,7 @@ def half_checkpoint(lab: Lab) -> None:
     project = project_of(lab)
     project.train_until(7, signal.SIGKILL)
     newest = project.checkpoints[-1]
-    half = newest.with_name("step_00000009")
+    half = newest.with_name(f"step_{int(newest.name[5:]) + 1:08}")
     half.mkdir()
     (half / "adapter.safetensors").write_bytes(b"half")
     assert project.train() == 0, project.log
