@@ -146,7 +146,7 @@ def test_one_that_runs_and_one_that_failed(held: tuple[Site, subprocess.Popen[st
     (site.folder / "hold.style").unlink()
     assert finish(process).status == 2
     after = look(site, "status")
-    assert re.match(r"style +failed .*The training ended with", state_of(after, "style"))
+    assert re.match(r"style +failed .*The command ended with", state_of(after, "style"))
     assert not any("the lock is held" in line for line in after.lines)
 
 
@@ -192,7 +192,8 @@ def test_who_has_attached_ends_as_well_and_does_not_start_it_again(
     look(site, "stop")
     rest = finish(second)
     assert rest.status == 2, shown + rest.output
-    assert f"[gpu] The stage style was stopped by {ME}." in rest.failures
+    ends = "This command ends too: give it again to train on."
+    assert f"[gpu] The stage style was stopped by {ME}. {ends}" in rest.failures
     assert site.trained() == ["style"]
     run = site.home / "training_sync" / site.runs()[-1].name
     assert (run / ".stage_style_failed").exists()
