@@ -10,10 +10,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
 
-from ansible.errors import AnsibleConnectionFailure
-
 from controller import project, source
-from controller.action import GaveUpError, Result, failed, warnings_of
+from controller.action import Result, warnings_of
 from controller.delivery import Delivery
 from controller.progress import SHOWN_AFTER, Meter, waiting
 from controller.scratch import scratch
@@ -34,17 +32,9 @@ class ActionModule(Delivery):
         the run so far is still left at home.
         """
         try:
-            return self._sync(task_vars)
-        except AnsibleConnectionFailure:
-            return failed(
-                GaveUpError(
-                    "The host can't be reached, so the training project was not synced.",
-                    "Give the same command again when the host is back.",
-                    "infra",
-                )
+            return self.while_reached(
+                lambda: self._sync(task_vars), "the training project was not synced"
             )
-        except GaveUpError as error:
-            return failed(error)
         except OSError as error:
             raise TrainError(
                 f"The training project can't be packed in {tempfile.gettempdir()}:"

@@ -9,10 +9,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / d) for d in ("plugin_utils", "module_utils")]
 
-from ansible.errors import AnsibleConnectionFailure
-
 from controller import whole_run
-from controller.action import GaveUpError, Result, failed
+from controller.action import Result
 from controller.delivery import Delivery
 from controller.progress import SHOWN_AFTER, Meter, size
 from controller.scratch import scratch
@@ -36,17 +34,10 @@ class ActionModule(Delivery):
         )
         home = os.path.abspath(os.path.expanduser(self.argument("home")))
         try:
-            return self._restore(whole_run.choose(home, self.argument("run", "")))
-        except AnsibleConnectionFailure:
-            return failed(
-                GaveUpError(
-                    "The host can't be reached, so the run was not restored.",
-                    "Give the same command again when the host is back.",
-                    "infra",
-                )
+            return self.while_reached(
+                lambda: self._restore(whole_run.choose(home, self.argument("run", ""))),
+                "the run was not restored",
             )
-        except GaveUpError as error:
-            return failed(error)
         except OSError as error:
             raise TrainError(
                 f"The run can't be packed: {error.strerror or error} ({error.filename}).",

@@ -20,21 +20,9 @@ from remote_train.nvidia_smi import Answer
 from remote_train.smi_xml import Gpu, Process, Snapshot
 from tests.unit import fake_smi
 from tests.unit import smi_documents as docs
+from tests.unit.collect_host import CONTROLLER
 from tests.unit.stage_host import RUN, Host, put
 from tests.unit.test_supervisor import own, this_python
-
-CONTROLLER = {
-    "started": "2026-02-09T09:30:00Z",
-    "plan": [],
-    "findings": [],
-    "gate_stops": False,
-    "issues": [],
-    "python": None,
-    "gpus": [],
-    "driver_version": "",
-    "stopped": False,
-    "failure": None,
-}
 
 
 @pytest.fixture

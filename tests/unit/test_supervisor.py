@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import json
@@ -32,7 +31,7 @@ from remote_train import (
     worker_process,
 )
 from remote_train.errors import TrainError
-from tests.unit.small_disk import small_disk
+from tests.unit.small_disk import fill, small_disk
 from tests.unit.stage_host import BENCHMARK, FIRST, RUN, TRAIN, Host, load_yaml, put, stage_of
 
 ADAPTER = "outputs/adapter/adapter_style"
@@ -779,13 +778,6 @@ def test_a_disk_that_has_really_no_room(tmp_path, monkeypatch):
             assert host.supervisor_log() == ""
         finally:
             host.close()
-
-
-def fill(path):
-    """Leave not one page of a file system."""
-    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"0" * 4096)
 
 
 def test_a_result_that_the_disk_did_not_take_is_as_good_as_one_that_it_took(host, full):

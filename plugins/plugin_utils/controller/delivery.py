@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Callable
 
 from ansible.errors import AnsibleConnectionFailure
 
@@ -11,7 +12,7 @@ from remote_train import runs
 from remote_train.errors import TrainError
 
 from . import link
-from .action import Result, TrainAction, warnings_of
+from .action import GaveUpError, Result, TrainAction, failed, warnings_of
 from .progress import SHOWN_AFTER, Line, Meter, size, waiting
 from .upload import Upload
 
@@ -42,6 +43,26 @@ class Delivery(TrainAction):
             "what was sent stays there",
             "it goes on from there",
         )
+
+    def while_reached(self, do: Callable[[], Result], undone: str) -> Result:
+        """What ``do()`` gives; a host that is gone is a failure and not "unreachable".
+
+        So the record of the run so far is still left at home.
+
+        :param undone: the half of a sentence that says what hasn't been done then.
+        """
+        try:
+            return do()
+        except AnsibleConnectionFailure:
+            return failed(
+                GaveUpError(
+                    f"The host can't be reached, so {undone}.",
+                    "Give the same command again when the host is back.",
+                    "infra",
+                )
+            )
+        except GaveUpError as error:
+            return failed(error)
 
     def deliver(self, paths: list[str], sha256: str, terms: Result, made: Result) -> Result:
         """Bring an archive, and what speaks of it, to the host, and apply it there.

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from tests.training_process import Trainings
-from tests.unit.small_disk import small_disk
-from tests.unit.training.test_full_disk import fill
+from tests.unit.small_disk import fill, small_disk
 from training.events import NAME, Events, Steps, _checksum
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.unit.small_disk import small_disk
+from tests.unit.small_disk import fill, small_disk
 from training import __main__ as program
 from training.__main__ import main
 from training.checkpoint import Checkpoint, write
@@ -26,15 +26,6 @@ from training.metrics import Metrics
 from training.progress import Progress
 from training.state import State
 from training.stopping import StopRequest
-
-
-def fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"0" * 512)
-        except OSError:
-            pass
 
 
 def test_lines_that_the_disk_did_not_take_are_written_later(

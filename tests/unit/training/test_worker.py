@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from tests.training_process import alone
-from tests.unit.small_disk import small_disk
-from tests.unit.training.test_full_disk import fill
+from tests.unit.small_disk import fill, small_disk
 from training import __main__ as program
 from training import base_model
 from training.__main__ import Term, _do
